@@ -1,0 +1,1 @@
+"""The maths: tensors and numbers in, tensors out; no options, no modules, no device of its own."""

@@ -1,0 +1,1 @@
+"""How a big frozen base fits."""

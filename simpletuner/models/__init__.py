@@ -1,0 +1,1 @@
+"""What is trained: families of denoisers, and what two families share."""

@@ -1,0 +1,134 @@
+"""The contract of a model family: a recipe that holds no weights.
+
+A family states facts as class attributes and says how its parts are loaded and called. It is built once for a
+run with the `Models` section of the options. Importing a family imports no torch, so that facts are cheap:
+diffusers, transformers and torch are imported inside the verbs, late and per family.
+
+Letters: B batch, C latent channels, H W pixels, h w latent pixels, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from simpletuner.diffusion.process import Process
+    from simpletuner.options.diffusion import Diffusion
+    from simpletuner.options.models import Models
+    from simpletuner.types import Batch, Noised
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """The shape of a family's latents: C channels, one latent pixel for stride_px x stride_px pixels."""
+
+    channels: int
+    stride_px: int
+
+
+class ModelFamily(ABC):
+    """One model family with the paths and flavour that a run chose."""
+
+    flavours: ClassVar[Mapping[str, str]]
+    """Flavour name to hub id; the first is the default."""
+    latent: ClassVar[LatentSpec]
+    alignment_px: ClassVar[int]
+    """Both sides of a bucket are multiples of this."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Option key to the value that this family prefers over the general default."""
+    class_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Short class names that users write in LyCORIS presets, to this family's classes in diffusers."""
+    lora_targets: ClassVar[tuple[str, ...]] = ()
+    """Suffixes of the modules that a plain LoRA adapts."""
+    denoiser_folder: ClassVar[str] = "transformer"
+    """The denoiser's sub-folder in diffusers layout: transformer or unet."""
+    pipeline_class: ClassVar[str]
+    """The class in diffusers that samples this family."""
+
+    def __init__(self, options: Models) -> None:
+        self.options = options
+
+    # Text: called first, while nothing else is loaded.
+
+    @abstractmethod
+    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """Load tokenizers and text encoders, frozen; whatever object `encode_text` wants."""
+
+    @abstractmethod
+    def encode_text(self, encoders: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Encode prompts to fixed-length tensors by the family's own names, e.g. `prompt` (B, T, D), `mask` (B, T)."""
+
+    @abstractmethod
+    def count_tokens(self, encoders: Any, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt before truncation, end token included; to warn of captions over `text_tokens`."""
+
+    @property
+    @abstractmethod
+    def text_tokens(self) -> int:
+        """T, the fixed number of text tokens."""
+
+    @abstractmethod
+    def text_fingerprint(self) -> str:
+        """Identity of all that text embeddings depend on besides the prompt: weights, tokenizer, length."""
+
+    # Latents: called second, with the text encoders gone.
+
+    @abstractmethod
+    def load_vae(self, device: torch.device, dtype: torch.dtype) -> nn.Module: ...
+
+    @abstractmethod
+    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+        """Encode (B, 3, H, W) in [-1, 1] to raw `mean` and `std` of the posterior, float32, (B, C, h, w) each."""
+
+    @abstractmethod
+    def scale_latents(self, raw: Tensor) -> Tensor:
+        """Raw latents as the VAE gave them to the scaled ones that the denoiser sees, (B, C, h, w)."""
+
+    @abstractmethod
+    def vae_fingerprint(self) -> str:
+        """Identity of all that raw latents depend on besides the pixels: weights and config of the VAE."""
+
+    # Training: called every step.
+
+    @abstractmethod
+    def load_denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """Load the denoiser on the CPU in `dtype`; with `model_init: random`, from its config and the seed."""
+
+    @abstractmethod
+    def process(self, options: Diffusion) -> Process: ...
+
+    @abstractmethod
+    def tokens(self, latents: Tensor) -> int:
+        """Image tokens that the denoiser makes of latents (B, C, h, w)."""
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, noised: Noised, batch: Batch) -> Tensor:
+        """One denoiser call, in the denoiser's dtype; answers in the form of `noised.target`, (B, C, h, w)."""
+
+    # Looking: called when pictures are due.
+
+    @abstractmethod
+    def pipeline(self, denoiser: nn.Module, vae: nn.Module) -> Any:
+        """A diffusers pipeline without text encoders, around parts already loaded."""
+
+    @abstractmethod
+    def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Encoded prompt and negative prompt, both of one picture or more, as arguments of the pipeline's call."""
+
+    @abstractmethod
+    def pipeline_text_arguments(self) -> dict[str, Any]:
+        """Arguments that make the plain pipeline encode text as we do, e.g. its max_sequence_length."""
+
+    @abstractmethod
+    def check_source(self) -> None:
+        """Refuse, before anything is loaded, a local folder that lacks a needed part or is of another family.
+
+        Raises:
+            ConfigError: names the folder, what is missing and what there is.
+        """
