@@ -75,7 +75,9 @@ class Console:
         stream = stream or sys.stdout
         self.is_main = is_main
         is_terminal = stream.isatty()
-        self.rich = RichConsole(file=stream, quiet=not is_main, width=width or (None if is_terminal else 120), highlight=False, soft_wrap=not is_terminal)
+        self.rich = RichConsole(
+            file=stream, quiet=not is_main, width=width or (None if is_terminal else 120), highlight=False, soft_wrap=not is_terminal
+        )
         self._warned: set[str] = set()
 
     @property

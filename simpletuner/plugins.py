@@ -12,9 +12,7 @@ T = TypeVar("T")
 
 
 def names(folder: str) -> list[str]:
-    """List the plugins of a package folder such as "simpletuner.models.families", importing none of them.
-
-    """
+    """List the plugins of a package folder such as "simpletuner.models.families", importing none of them."""
     package = importlib.import_module(folder)
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 

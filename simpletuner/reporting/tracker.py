@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simpletuner import plugins
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -59,3 +61,23 @@ class Trackers:
             except Exception as error:  # any library's any failure: figures are worth less than the run
                 self._trackers.remove(tracker)
                 self._warn(f"tracker {type(tracker).__module__.rsplit('.', 1)[-1]!r} failed and is off for the rest of the run: {error}")
+
+
+def start_trackers(report_to: str, folder: Path, project: str, run: str, config: Mapping[str, Any], warn: Callable[[str], None]) -> Trackers:
+    """Make the trackers that `report_to` names: a comma list, `none`, or `all`. One that cannot start is named and left out.
+
+    Raises:
+        ConfigError: a name is no tracker's.
+    """
+    folder_name = "simpletuner.reporting.trackers"
+    asked = [name.strip() for name in report_to.split(",") if name.strip() not in ("", "none")]
+    if "all" in asked:
+        asked = plugins.names(folder_name)
+    kinds = [(name, plugins.load(folder_name, name, Tracker)) for name in dict.fromkeys(asked)]  # type: ignore[type-abstract]
+    started = []
+    for name, kind in kinds:
+        try:
+            started.append(kind(folder, project, run, config))
+        except Exception as error:  # a missing package, no network, a full disk: the run matters more
+            warn(f"tracker {name!r} did not start and is off for this run: {error}")
+    return Trackers(started, warn)

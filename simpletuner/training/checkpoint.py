@@ -1,0 +1,170 @@
+"""Checkpoints that survive a crash: staged, written with a manifest last, synced, renamed; verified before use and before deletion.
+
+<output_dir>/checkpoint-<step>/     the adapter or denoiser, optimizer.pt, training_state.json, ..., manifest.json
+<output_dir>/checkpoint-<step>.tmp/ one never finished, or half deleted; swept at the next save
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One finished checkpoint folder."""
+
+    step: int
+    folder: Path
+
+    def problem(self) -> str | None:
+        """Say what is wrong with it, comparing every file with the manifest; None if nothing is."""
+        try:
+            manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            files = dict(manifest["files"])
+        except FileNotFoundError:
+            return f"it has no {MANIFEST}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"its {MANIFEST} cannot be read ({error})"
+        for name, wanted in files.items():
+            path = self.folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != wanted["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}"
+            if digest_of(path) != wanted["blake2b"]:
+                return f"{name} does not have the bytes that were written"
+        return None
+
+
+class CheckpointFolder:
+    """The checkpoints of one output folder."""
+
+    def __init__(self, output_dir: Path, limit: int | None, warn: Callable[[str], None]) -> None:
+        """
+        Args:
+            limit: how many to keep; None or 0 keeps all.
+            warn: told of each damaged checkpoint.
+        """
+        self._output_dir, self._limit, self._warn = output_dir, limit, warn
+
+    def all(self) -> list[Checkpoint]:
+        """Every finished checkpoint, oldest first, verified or not."""
+        if not self._output_dir.is_dir():
+            return []
+        found = []
+        for folder in self._output_dir.iterdir():
+            match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+            if match and folder.is_dir():
+                found.append(Checkpoint(int(match[1]), folder))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies; damaged ones are named and passed over."""
+        for checkpoint in reversed(self.all()):
+            problem = checkpoint.problem()
+            if problem is None:
+                return checkpoint
+            self._warn(f"checkpoint {checkpoint.folder.name} is damaged and not used: {problem}")
+        return None
+
+    def supersede(self, step: int) -> Path | None:
+        """Move checkpoints after `step` aside: the run continues from there and will write its own.
+
+        Returns:
+            The folder that holds them now, or None if there were none.
+        """
+        later = [checkpoint for checkpoint in self.all() if checkpoint.step > step]
+        if not later:
+            return None
+        number = 1
+        while (aside := self._output_dir / f"superseded-{number}").exists():
+            number += 1
+        aside.mkdir()
+        for checkpoint in later:
+            os.replace(checkpoint.folder, aside / checkpoint.folder.name)
+        return aside
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
+        """Make the checkpoint of `step`: `write` fills an empty folder, which takes its name only when all is on disk.
+
+        Older checkpoints beyond the limit are deleted after the new one was verified.
+        """
+        checkpoint = Checkpoint(step, self._output_dir / f"checkpoint-{step}")
+        if checkpoint.folder.exists() and checkpoint.problem() is None:
+            return checkpoint
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        for stale in self._output_dir.glob("checkpoint-*.tmp"):
+            shutil.rmtree(stale)
+        if checkpoint.folder.exists():
+            discard(checkpoint.folder)  # damaged, or it would have been returned above
+        staged = checkpoint.folder.with_name(checkpoint.folder.name + ".tmp")
+        staged.mkdir()
+        write(staged)
+        _write_manifest(staged, step)
+        _sync_tree(staged)
+        os.replace(staged, checkpoint.folder)
+        _sync(self._output_dir)
+        self._rotate(checkpoint)
+        return checkpoint
+
+    def _rotate(self, newest: Checkpoint) -> None:
+        if not self._limit:
+            return
+        problem = newest.problem()
+        if problem is not None:
+            self._warn(f"{newest.folder.name} does not verify after writing ({problem}); older checkpoints are kept")
+            return
+        older = [checkpoint for checkpoint in self.all() if checkpoint.step < newest.step]
+        for checkpoint in older[: max(0, len(older) - (self._limit - 1))]:
+            discard(checkpoint.folder)
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint: it loses its name first, so that one half deleted is never taken for a whole one."""
+    doomed = folder.with_name(folder.name + ".tmp")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def digest_of(path: Path) -> str:
+    """BLAKE2b of a file, 32 hex letters."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    text = json.dumps({"step": step, "files": files}, indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

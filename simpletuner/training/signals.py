@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM end a run without losing it: the step is finished, a checkpoint saved, and the exit code says so."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from simpletuner.errors import Stopped
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CONTINUE = "Run the same command again to continue."
+
+
+class StopRequest:
+    """Whether a signal has asked this process to stop.
+
+    While caches are filled the signal raises at once, since every entry is whole or absent; `deferred()` makes
+    it wait for the end of a step. A second signal of either kind acts at once.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self._is_deferred = False
+
+    @property
+    def is_made(self) -> bool:
+        return self.exit_code is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take over both signals while the body runs."""
+        before = {number: signal.signal(number, self._handle) for number in EXIT_CODES}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let signals only be noted while the body runs."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self.is_made
+        self.exit_code = EXIT_CODES[signal.Signals(number)]
+        if again:
+            raise Stopped(
+                "stopped at once by a second signal", "The newest checkpoint is from before this step. " + CONTINUE, exit_code=self.exit_code
+            )
+        if not self._is_deferred:
+            raise Stopped("stopped before training began", "What was cached is kept. " + CONTINUE, exit_code=self.exit_code)

@@ -1,0 +1,74 @@
+"""One micro-step: a batch to a loss per sample, with randomness that depends only on where the run is.
+
+Letters: B batch, C latent channels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from simpletuner.adapters.adapter import Adapter
+from simpletuner.diffusion.process import Process
+from simpletuner.models.family import ModelFamily
+from simpletuner.randomness import seed_from
+from simpletuner.types import Batch, Noised
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Everything a micro-step needs, put together once a run."""
+
+    family: ModelFamily
+    denoiser: nn.Module
+    adapter: Adapter
+    process: Process
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """(prediction, target), both float32 (B, C, h, w), to (B,)."""
+    device: torch.device
+    seed: int
+    rank: int
+    draws_latents: bool
+    """A fresh latent from the cached posterior each time; its mean otherwise."""
+
+    def losses(self, batch: Batch, step: int, micro_step: int) -> Tensor:
+        """Train on one batch as far as its losses.
+
+        Args:
+            step: optimizer steps done before this one.
+            micro_step: position within the step's gradient accumulation.
+
+        Returns:
+            Float32 losses, (B,), with a graph.
+        """
+        # Dropouts inside adapters draw from torch's own generators; seeding them here makes those resumable too.
+        torch.manual_seed(seed_from("dropout", self.seed, step, self.rank, micro_step))
+        noised = self.noise(batch, step, micro_step)
+        target = self._parent_prediction(noised, batch) if batch.is_regularisation else noised.target
+        prediction = self.family.predict(self.denoiser, noised, batch)
+        return self.loss(prediction.float(), target.float())
+
+    def noise(self, batch: Batch, step: int, micro_step: int) -> Noised:
+        """Draw latents, time and noise for a batch, in that order, from one CPU generator."""
+        generator = torch.Generator().manual_seed(seed_from("noise", self.seed, step, self.rank, micro_step))
+        raw = batch.latents["mean"]
+        if self.draws_latents:
+            raw = raw + batch.latents["std"] * torch.randn(raw.shape, generator=generator)
+        latents = self.family.scale_latents(raw.float())  # (B, C, h, w)
+        time = self.process.sample_time(len(batch.samples), self.family.tokens(latents), generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        return self.process.add_noise(*(tensor.to(self.device, non_blocking=True) for tensor in (latents, noise, time)))
+
+    @torch.no_grad()
+    def _parent_prediction(self, noised: Noised, batch: Batch) -> Tensor:
+        """What the untrained base answers: the target that keeps regularisation pictures as they were."""
+        self.adapter.set_strength(0.0)
+        self.adapter.train(False)
+        try:
+            return self.family.predict(self.denoiser, noised, batch)
+        finally:
+            self.adapter.set_strength(1.0)
+            self.adapter.train(True)

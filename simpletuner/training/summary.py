@@ -1,0 +1,88 @@
+"""What a run says of itself: one screen at the start, and at the end where the result is and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simpletuner.adapters.adapter import Attached
+from simpletuner.console import Console, amount
+from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.trainer import Pace
+
+BUCKETS_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """One dataset in a line of the summary."""
+
+    name: str
+    images: int
+    buckets: Sequence[tuple[str, int]]
+    """Size and images of each bucket."""
+    repeats: int
+    is_regularisation: bool
+    skipped: Mapping[str, int]
+    """Rule to images it removed."""
+    changes: str
+
+    def line(self) -> str:
+        shown = ", ".join(f"{size} x{count}" for size, count in self.buckets[:BUCKETS_SHOWN])
+        more = f" and {len(self.buckets) - BUCKETS_SHOWN} more" if len(self.buckets) > BUCKETS_SHOWN else ""
+        parts = [f"{self.images} images in {len(self.buckets)} buckets ({shown}{more})"]
+        if self.repeats:
+            parts.append(f"{self.repeats} repeats")
+        if self.is_regularisation:
+            parts.append("regularisation")
+        if self.skipped:
+            parts.append("skipped: " + ", ".join(f"{count} {rule}" for rule, count in self.skipped.items()))
+        if self.changes:
+            parts.append(self.changes)
+        return "; ".join(parts)
+
+
+def show_start(
+    console: Console,
+    config: TrainConfig,
+    source: str,
+    attached: Attached,
+    datasets: Sequence[DatasetFacts],
+    pace: Pace,
+    steps_per_epoch: float,
+    device: str,
+    resumed: str,
+) -> None:
+    """Print the summary."""
+    kind = config.adapters.model_type if config.adapters.model_type == "full" else config.adapters.lora_type
+    batch = config.training.train_batch_size * config.training.gradient_accumulation_steps * config.training.num_processes
+    rows = {
+        "model": f"{config.models.model_family} from {source}, {config.memory.mixed_precision} on {device}"
+        + (f", base in {config.memory.base_model_precision}" if config.memory.base_model_precision != "no_change" else ""),
+        "learns": f"{kind}: {amount(attached.parameters)} parameters on {attached.modules} of {attached.modules_total} modules",
+        **{f"dataset {facts.name}": facts.line() for facts in datasets},
+        "steps": f"{pace.total_steps} of {batch} images ({pace.total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:g} steps)",
+        "optimizer": f"{config.optim.optimizer}, rate {config.optim.learning_rate:g}, {config.optim.lr_scheduler}",
+        "start": resumed,
+        "output": f"{config.training.output_dir}, a checkpoint every {pace.save_every} steps, pictures every {pace.validate_every}"
+        if pace.validate_every
+        else f"{config.training.output_dir}, a checkpoint every {pace.save_every} steps",
+    }
+    console.heading("SimpleTuner")
+    console.facts(rows)
+    for note in attached.notes:
+        console.say(f"note: {note}")
+    console.say()
+
+
+def show_end(console: Console, results: Sequence[Path], grid: Path | None, snippet: str | None, seconds: str) -> None:
+    """Print where everything is, and code that uses it."""
+    console.heading(f"Done in {seconds}")
+    for path in results:
+        console.say(f"  {path}")
+    if grid is not None:
+        console.say(f"  {grid}")
+    if snippet:
+        console.say("\nUse it with diffusers:\n")
+        console.say(snippet)

@@ -1,0 +1,202 @@
+"""The loop: for each step, train; report; when due, save and look; stop when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+
+from simpletuner.adapters.adapter import Adapter
+from simpletuner.console import Bar, Console
+from simpletuner.data.loader import Loader
+from simpletuner.errors import SimpleTunerError, Stopped
+from simpletuner.options.optim import Optim
+from simpletuner.reporting.tracker import Trackers
+from simpletuner.training.checkpoint import CheckpointFolder
+from simpletuner.training.ema import Ema
+from simpletuner.training.gradients import average_over_processes, clip
+from simpletuner.training.meter import Figures, Meter
+from simpletuner.training.signals import CONTINUE, StopRequest
+from simpletuner.training.state import TrainState
+from simpletuner.training.step import Step
+from simpletuner.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a run is and when what is due, all in optimizer steps."""
+
+    total_steps: int
+    accumulation: int
+    save_every: int
+    """0 saves at the end only."""
+    validate_every: int
+    """0 never."""
+
+
+class Trainer:
+    """One run with all its parts in place."""
+
+    def __init__(
+        self,
+        *,
+        step: Step,
+        adapter: Adapter,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        optim: Optim,
+        scaler: torch.amp.GradScaler,
+        ema: Ema | None,
+        loader: Loader,
+        pace: Pace,
+        state: TrainState,
+        accelerator: Accelerator,
+        checkpoints: CheckpointFolder,
+        write_extras: Callable[[Path], None],
+        validate: Callable[[int], None],
+        trackers: Trackers,
+        console: Console,
+        stop: StopRequest,
+    ) -> None:
+        self.step, self.adapter, self.optimizer, self.schedule, self.optim = step, adapter, optimizer, schedule, optim
+        self.scaler, self.ema, self.loader, self.pace, self.state = scaler, ema, loader, pace, state
+        self.accelerator, self.checkpoints, self.write_extras, self.validate = accelerator, checkpoints, write_extras, validate
+        self.trackers, self.console, self.stop = trackers, console, stop
+        self.parameters = list(adapter.parameters().values())
+        self.meter = Meter(step.device)
+
+    def run(self) -> None:
+        """Train from the state in hand to the last step.
+
+        Raises:
+            Stopped: a signal came; the state was saved.
+            SimpleTunerError: the loss or a gradient is not finite.
+        """
+        batches = self.batches()
+        with self.stop.deferred(), self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar:
+            self.meter.restart_clock()
+            while self.state.step < self.pace.total_steps:
+                self._report(self.optimizer_step(batches), bar)
+                self._agree_on_stopping()
+                self._do_what_is_due(bar)
+        self.trackers.close()
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches from here to the last step, of this process."""
+        micro_steps = (self.pace.total_steps - self.state.step) * self.pace.accumulation
+        world = self.accelerator.num_processes
+        return self.loader.iterate(self.state.position + self.accelerator.process_index, stride=world, count=micro_steps)
+
+    def optimizer_step(self, batches: Iterator[Batch]) -> Figures | None:
+        """Accumulate, average, clip, update. Gives the figures of the step before."""
+        number = self.state.step
+        learning_rate = self.optim.learning_rate * self.schedule(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        total = torch.zeros((), device=self.step.device)
+        samples: list[str] = []
+        for micro_step in range(self.pace.accumulation):
+            batch = next(batches)
+            with self._autocast():
+                loss = self.step.losses(batch, number, micro_step).mean() / self.pace.accumulation
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+            samples += [sample.id for sample in batch.samples]
+        average_over_processes(self.parameters, self.accelerator)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip(self.parameters, self.optim.max_grad_norm, self.optim.grad_clip_method)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(number + 1)
+        self._advance()
+        return self.meter.put(number + 1, total, norm, learning_rate, self.state.epoch, tuple(samples))
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return self.accelerator.autocast() if self.adapter.needs_autocast else nullcontext()
+
+    def _agree_on_stopping(self) -> None:
+        """A signal may have reached one process only, or others a step later: all stop if any was asked to."""
+        if self.accelerator.num_processes == 1:
+            return
+        mine = torch.tensor([float(self.stop.exit_code or 0)], device=self.step.device)
+        code = int(self.accelerator.gather(mine).max().item())
+        self.stop.exit_code = code or None
+
+    def _advance(self) -> None:
+        position = self.state.position + self.pace.accumulation * self.accelerator.num_processes
+        epoch, _ = self.loader.locate(position)
+        self.state = TrainState(self.state.step + 1, position, epoch, self.state.data_digest)
+
+    def _report(self, figures: Figures | None, bar: Bar) -> None:
+        if figures is None:
+            return
+        if not figures.is_finite and not self.scaler.is_enabled():  # fp16 scaling skips such a step by design
+            self._fail(figures)
+        self.trackers.log(figures.step, figures.values())
+        bar.advance(1, f"loss {figures.loss:.4f}  rate {figures.learning_rate:.2e}  {figures.seconds:.2f} s/step")
+
+    def _fail(self, figures: Figures) -> None:
+        self.trackers.close()
+        what = "loss" if figures.loss != figures.loss or abs(figures.loss) == float("inf") else "gradient norm"
+        last = self.checkpoints.latest()
+        kept = f"The last good checkpoint is {last.folder.name}" if last else "No checkpoint was written yet"
+        raise SimpleTunerError(
+            f"the {what} of step {figures.step} is not a finite number (loss {figures.loss}, gradient norm {figures.grad_norm}); "
+            f"its samples: {', '.join(figures.samples[:8])}",
+            hint=f"{kept}. Lower learning_rate, set max_grad_norm, or look at these images and captions.",
+        )
+
+    def _do_what_is_due(self, bar: Bar) -> None:
+        step, last = self.state.step, self.state.step == self.pace.total_steps
+        saves = last or self.stop.is_made or _is_due(step, self.pace.save_every)
+        looks = _is_due(step, self.pace.validate_every) and not self.stop.is_made
+        if saves or looks or last:
+            self._report(self.meter.take(), bar)
+        if saves:
+            self.save()
+        if self.stop.is_made:
+            self._stop()
+        if looks or (last and self.pace.validate_every):
+            self.validate(step)
+        if saves or looks:
+            self.meter.restart_clock()
+
+    def _stop(self) -> None:
+        assert self.stop.exit_code is not None
+        self.trackers.close()
+        raise Stopped(f"stopped at step {self.state.step} of {self.pace.total_steps}; everything is saved", CONTINUE, exit_code=self.stop.exit_code)
+
+    def save(self) -> None:
+        """Write a checkpoint of the state in hand. All processes call it; the first one writes."""
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.state.step, self._write)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path) -> None:
+        self.state.save(folder)
+        self.adapter.save(folder, {"step": str(self.state.step)})
+        torch.save({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}, folder / "optimizer.pt")
+        if self.ema is not None:
+            torch.save(self.ema.state_dict(), folder / "ema.pt")
+        self.write_extras(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Take everything back from a checkpoint that `_write` filled, and verified."""
+        self.state = TrainState.load(folder)
+        self.adapter.load(folder)
+        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None and (folder / "ema.pt").is_file():
+            self.ema.load_state_dict(torch.load(folder / "ema.pt", map_location="cpu", weights_only=True))
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,150 @@
+"""Render the validation prompts as the training stands, without disturbing it, and lay them out in grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor, nn
+
+from simpletuner.adapters.adapter import Adapter
+from simpletuner.models.family import ModelFamily
+from simpletuner.options.validation import Validation
+from simpletuner.training.prompts import Picture
+
+LABEL_PX = 16
+"""Height of the line of text above a grid's pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """What it takes to render a picture with the denoiser in hand."""
+
+    family: ModelFamily
+    denoiser: nn.Module
+    adapter: Adapter
+    load_vae: Callable[[], nn.Module]
+    """Gives the VAE on the accelerator, loading it if it is not there."""
+    text: Callable[[str], Mapping[str, Tensor]]
+    """A prompt's cached embeddings, without a batch axis."""
+    options: Validation
+    device: torch.device
+
+    def render(self, pictures: Sequence[Picture], strength: float, done: Callable[[], None]) -> list[Image.Image]:
+        """Render pictures one by one, each from its own seed.
+
+        Args:
+            strength: of the adapter; 0 is the base model.
+            done: called after each picture.
+        """
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        self.adapter.train(False)
+        self.adapter.set_strength(strength)
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            # The pipelines get generators of their own; forking also covers samplers that draw from torch's.
+            with torch.random.fork_rng(devices=devices), torch.no_grad():
+                pipeline = self.family.pipeline(self.denoiser, self.load_vae())
+                pipeline.set_progress_bar_config(disable=True)
+                images = []
+                for picture in pictures:
+                    images.append(self._render_one(pipeline, picture))
+                    done()
+                return images
+        finally:
+            self.adapter.set_strength(1.0)
+            self.adapter.train(True)
+            self.denoiser.train(was_training)
+
+    def _render_one(self, pipeline: Callable[..., object], picture: Picture) -> Image.Image:
+        inputs = self.family.pipeline_inputs(self._batched(picture.prompt), self._batched(picture.negative_prompt))
+        result = pipeline(
+            **inputs,
+            width=picture.size.width,
+            height=picture.size.height,
+            num_inference_steps=self.options.validation_num_inference_steps,
+            guidance_scale=self.options.validation_guidance,
+            generator=torch.Generator().manual_seed(picture.seed),
+        )
+        return result.images[0]  # type: ignore[attr-defined]
+
+    def _batched(self, prompt: str) -> dict[str, Tensor]:
+        return {name: value[None].to(self.device) for name, value in self.text(prompt).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """The pictures of a run on disk: one file each, a grid per step, and one grid over all steps."""
+
+    folder: Path
+    settings: Mapping[str, str]
+    """Written into every picture beside its prompt and seed."""
+
+    def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> Path:
+        """Write the pictures of one validation and renew the grids.
+
+        Returns:
+            The grid over all steps so far: a row a prompt, a column a step.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for picture, image in zip(pictures, images):
+            facts = {"prompt": picture.prompt, "negative_prompt": picture.negative_prompt, "seed": str(picture.seed)}
+            self._write(image, f"{label}_{picture.file_stem}.png", {**facts, "step": str(step), **self.settings})
+        self._write(grid([list(images)], [label]), f"{label}_grid.png", {"step": str(step)})
+        table = self._all_steps(pictures)
+        path = self.folder / "grid.png"
+        self._write(table, path.name, {"step": str(step)})
+        return path
+
+    def _write(self, image: Image.Image, name: str, facts: Mapping[str, str]) -> None:
+        info = PngInfo()
+        for key, value in facts.items():
+            info.add_itxt(key, value)
+        staged = self.folder / (name + ".tmp")
+        image.save(staged, format="PNG", pnginfo=info)
+        staged.replace(self.folder / name)
+
+    def _all_steps(self, pictures: Sequence[Picture]) -> Image.Image:
+        """Every label that has a file for every picture, the base first and then by step."""
+        first = pictures[0].file_stem
+        labels = sorted((path.name[: -len(f"_{first}.png")] for path in self.folder.glob(f"*_{first}.png")), key=_by_step)
+        columns = []
+        kept = []
+        for label in labels:
+            files = [self.folder / f"{label}_{picture.file_stem}.png" for picture in pictures]
+            if all(file.is_file() for file in files):
+                columns.append([Image.open(file).convert("RGB") for file in files])
+                kept.append(label)
+        return grid(columns, kept)
+
+
+def label_of(step: int) -> str:
+    """The first part of a picture's file name: `base` for the untouched model, `step_00200` after 200 steps."""
+    return f"step_{step:05d}"
+
+
+def _by_step(label: str) -> tuple[int, str]:
+    digits = "".join(letter for letter in label if letter.isdigit())
+    return (int(digits) if digits else -1, label)
+
+
+def grid(columns: Sequence[Sequence[Image.Image]], labels: Sequence[str], gap_px: int = 4) -> Image.Image:
+    """Lay out labelled columns of pictures on white; small pictures are enlarged so that labels can be read."""
+    scale = max(1, 128 // max(image.width for column in columns for image in column))
+    width = max(image.width for column in columns for image in column) * scale
+    heights = [max(column[row].height for column in columns) * scale for row in range(len(columns[0]))]
+    sheet = Image.new("RGB", (gap_px + (width + gap_px) * len(columns), LABEL_PX + sum(heights) + gap_px * (len(heights) + 1)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (column, label) in enumerate(zip(columns, labels)):
+        left, top = gap_px + (width + gap_px) * number, LABEL_PX + gap_px
+        draw.text((left, 2), label, fill="black")
+        for image, height in zip(column, heights):
+            enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) if scale > 1 else image
+            sheet.paste(enlarged, (left, top))
+            top += height + gap_px
+    return sheet

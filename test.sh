@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Makes the environment once, then runs the linters, the type checker and the tests: ./test.sh [options of pytest].
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/scripts/environment.sh"
+make_environment "$here" dev
+cd "$here"
+bin="$here/.venv/bin"
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+"$bin/mypy"
+exec "$bin/python" -m pytest "$@"

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes the environment once, then trains: ./train.sh [options of `simpletuner train`].
+# With no config it trains the embedded example; ENV=name trains config/name/config.json.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/scripts/environment.sh"
+make_environment "$here"
+cd "$here"
+
+has_config() {
+    [ -n "${ENV:-}${SIMPLETUNER_ENV:-}${SIMPLETUNER_ENVIRONMENT:-}${CONFIG_PATH:-}" ] && return 0
+    local suffix argument
+    for suffix in json toml env; do
+        { [ -f "config/config.$suffix" ] || [ -f "config.$suffix" ]; } && return 0
+    done
+    for argument in "$@"; do
+        case "$argument" in --config | --config=* | --env | --env=* | --example | --example=* | env=* | example=* | -h | --help) return 0 ;; esac
+    done
+    return 1
+}
+
+if ! has_config "$@"; then
+    echo "No config found: training the embedded example 'digits'. For your own pictures see README.md."
+    set -- --example digits "$@"
+fi
+exec "$here/.venv/bin/simpletuner" train "$@"
