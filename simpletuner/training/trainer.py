@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,7 @@ class Trainer:
         state: TrainState,
         accelerator: Accelerator,
         checkpoints: CheckpointFolder,
+        metadata: Mapping[str, str],
         write_extras: Callable[[Path], None],
         validate: Callable[[int], None],
         trackers: Trackers,
@@ -65,7 +66,8 @@ class Trainer:
     ) -> None:
         self.step, self.adapter, self.optimizer, self.schedule, self.optim = step, adapter, optimizer, schedule, optim
         self.scaler, self.ema, self.loader, self.pace, self.state = scaler, ema, loader, pace, state
-        self.accelerator, self.checkpoints, self.write_extras, self.validate = accelerator, checkpoints, write_extras, validate
+        self.accelerator, self.checkpoints, self.validate = accelerator, checkpoints, validate
+        self.metadata, self.write_extras = metadata, write_extras
         self.trackers, self.console, self.stop = trackers, console, stop
         self.parameters = list(adapter.parameters().values())
         self.meter = Meter(step.device)
@@ -119,7 +121,7 @@ class Trainer:
         return self.meter.put(number + 1, total, norm, learning_rate, self.state.epoch, tuple(samples))
 
     def _autocast(self) -> AbstractContextManager[None]:
-        return self.accelerator.autocast() if self.adapter.needs_autocast else nullcontext()
+        return self.accelerator.autocast() if self.adapter.trains_base else nullcontext()
 
     def _agree_on_stopping(self) -> None:
         """A signal may have reached one process only, or others a step later: all stop if any was asked to."""
@@ -181,7 +183,7 @@ class Trainer:
 
     def _write(self, folder: Path) -> None:
         self.state.save(folder)
-        self.adapter.save(folder, {"step": str(self.state.step)})
+        self.adapter.save(folder, {**self.metadata, "step": str(self.state.step)})
         torch.save({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}, folder / "optimizer.pt")
         if self.ema is not None:
             torch.save(self.ema.state_dict(), folder / "ema.pt")

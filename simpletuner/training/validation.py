@@ -16,6 +16,8 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.options.validation import Validation
 from simpletuner.training.prompts import Picture
 
+BASE_LABEL = "base"
+"""Names the pictures of the untouched model; those after n steps are named by `label_of`."""
 LABEL_PX = 16
 """Height of the line of text above a grid's pictures."""
 
@@ -124,7 +126,7 @@ class Gallery:
 
 
 def label_of(step: int) -> str:
-    """The first part of a picture's file name: `base` for the untouched model, `step_00200` after 200 steps."""
+    """The first part of a picture's file name, e.g. `step_00200`."""
     return f"step_{step:05d}"
 
 

@@ -1,0 +1,37 @@
+"""The process and its device: threads, determinism, and which process of how many this is."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from accelerate import Accelerator
+
+from simpletuner.errors import ConfigError
+from simpletuner.options.train_config import TrainConfig
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Set up this process and give its accelerator.
+
+    Raises:
+        ConfigError: the device cannot do what the options ask.
+    """
+    training = config.training
+    # The default of one thread a core is torch's own; another trainer's fixed 8 costs up to 75 % on 2 cores.
+    if training.torch_num_threads:
+        torch.set_num_threads(training.torch_num_threads)
+    if training.deterministic:
+        # cuBLAS reads this once, at its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    # Libraries announce their own future; nothing there is for the user of this run to do.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    accelerator = Accelerator(mixed_precision=config.memory.mixed_precision)
+    if config.memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision fp16 needs an accelerator; this machine trains on its CPU", hint="Set mixed_precision to bf16 or no.")
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return accelerator

@@ -1,0 +1,58 @@
+"""Where a run goes on from: the newest checkpoint that verifies, one by name, or the beginning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simpletuner.console import Console
+from simpletuner.errors import ConfigError
+from simpletuner.training.checkpoint import Checkpoint, CheckpointFolder
+from simpletuner.training.trainer import Trainer
+
+
+def resume(trainer: Trainer, wanted: str | None, checkpoints: CheckpointFolder, console: Console) -> str:
+    """Bring a trainer to where the run stands.
+
+    Args:
+        wanted: "latest", a checkpoint's folder name, or nothing for a fresh start.
+
+    Returns:
+        A line that says where training starts.
+
+    Raises:
+        ConfigError: no such checkpoint, a damaged one, or one beyond the last step.
+    """
+    checkpoint = find(wanted, checkpoints)
+    main = trainer.accelerator.is_main_process
+    aside = checkpoints.supersede(checkpoint.step if checkpoint else 0) if main else None
+    if aside is not None:
+        console.warn(f"later checkpoints of this output folder are not continued and were moved to {aside}")
+    if checkpoint is None:
+        return "from the beginning"
+    fresh_digest = trainer.state.data_digest
+    trainer.restore(checkpoint.folder)
+    if trainer.state.data_digest != fresh_digest:
+        console.warn("images, captions, seed or batch size changed since the checkpoint: training goes on with the new data from the same epoch on")
+    if trainer.state.step > trainer.pace.total_steps:
+        raise ConfigError(
+            f"{checkpoint.folder.name} has {trainer.state.step} steps, the run is to end at {trainer.pace.total_steps}",
+            hint="Raise max_train_steps, choose another output_dir, or name an earlier checkpoint in resume_from_checkpoint.",
+        )
+    return f"resumed from {checkpoint.folder.name}"
+
+
+def find(wanted: str | None, checkpoints: CheckpointFolder) -> Checkpoint | None:
+    """Look up the checkpoint that `resume_from_checkpoint` asks for."""
+    if not wanted:
+        return None
+    if wanted == "latest":
+        return checkpoints.latest()
+    name = Path(wanted).name
+    for checkpoint in checkpoints.all():
+        if checkpoint.folder.name == name:
+            problem = checkpoint.problem()
+            if problem:
+                raise ConfigError(f"resume_from_checkpoint {name} is damaged: {problem}", hint="Use latest, which takes the newest one that is whole.")
+            return checkpoint
+    there = ", ".join(checkpoint.folder.name for checkpoint in checkpoints.all()) or "none"
+    raise ConfigError(f"resume_from_checkpoint {wanted!r} is not in the output folder", hint=f"There: {there}. Use latest, or an empty value for a fresh start.")

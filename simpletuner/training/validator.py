@@ -1,0 +1,84 @@
+"""When and what validation renders: the base model first, then the training at its interval, on averaged weights if there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from accelerate import Accelerator
+from PIL.Image import Image
+
+from simpletuner.console import Console
+from simpletuner.options.train_config import TrainConfig
+from simpletuner.reporting.tracker import Trackers
+from simpletuner.training.caching import Vae
+from simpletuner.training.ema import Ema
+from simpletuner.training.prompts import Picture
+from simpletuner.training.validation import BASE_LABEL, Gallery, Renderer, label_of
+
+
+class Validator:
+    """Renders on the main process; the others wait. Never touches what training computes."""
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        vae: Vae,
+        pictures: Sequence[Picture],
+        output_dir: Path,
+        config: TrainConfig,
+        ema: Ema | None,
+        trackers: Trackers,
+        accelerator: Accelerator,
+        console: Console,
+    ) -> None:
+        self._renderer, self._vae, self._pictures = renderer, vae, list(pictures)
+        self._options, self._ema = config.validation, ema
+        self._trains_base = renderer.adapter.trains_base
+        self._trackers, self._accelerator, self._console = trackers, accelerator, console
+        options = config.validation
+        settings = {
+            "model": config.models.model_family,
+            "guidance": f"{options.validation_guidance:g}",
+            "inference_steps": str(options.validation_num_inference_steps),
+            "strength": f"{options.validation_lycoris_strength:g}",
+        }
+        self._gallery = Gallery(output_dir / "validation_images", settings)
+        self.grid: Path | None = None
+        """The grid over all steps, once there is one."""
+
+    def before_training(self, step: int) -> None:
+        """Render the base model once a run, so that later pictures have something to stand beside; and the start, if asked."""
+        if not self._pictures:
+            return
+        if step == 0 and not self._options.disable_benchmark:
+            strength = 1.0 if self._trains_base else 0.0  # before its first step a full model is the base
+            self._show(0, BASE_LABEL, strength, nullcontext())
+        if self._options.validation_on_startup:
+            self.validate(step)
+
+    def validate(self, step: int) -> None:
+        """Render what the training has come to after `step` steps."""
+        if not self._pictures:
+            return
+        strength = 1.0 if self._trains_base else self._options.validation_lycoris_strength
+        wants_average = self._ema is not None and self._options.ema_validation != "none"
+        if self._options.ema_validation != "ema_only" or not wants_average:
+            self._show(step, label_of(step), strength, nullcontext())
+        if wants_average and self._ema is not None:
+            label = label_of(step) + ("_ema" if self._options.ema_validation == "comparison" else "")
+            self._show(step, label, strength, self._ema.swapped_in())
+
+    def _show(self, step: int, label: str, strength: float, weights: AbstractContextManager[None]) -> None:
+        if self._accelerator.is_main_process:
+            with weights, self._console.bar(f"pictures {label}", len(self._pictures), "pictures") as bar:
+                images = self._renderer.render(self._pictures, strength, bar.advance)
+            self._vae.release()
+            self._keep(step, label, images)
+        self._accelerator.wait_for_everyone()
+
+    def _keep(self, step: int, label: str, images: Sequence[Image]) -> None:
+        self.grid = self._gallery.add(step, label, self._pictures, images)
+        named = {f"{picture.file_stem}{'_base' if label == BASE_LABEL else ''}": image for picture, image in zip(self._pictures, images)}
+        self._trackers.images(step, named)
