@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,9 +45,14 @@ class Attached:
 class Adapter(ABC):
     """Trainable weights on a frozen denoiser, or the denoiser's own weights (`full`).
 
-    Attached once, after the base is loaded and quantised and before the optimizer is built. Its parameters
-    are float32 whatever the base's precision.
+    Built early: the constructor reads the adapter's own file and refuses what is wrong with it, without loading
+    anything. Attached once, after the base is loaded, quantised and on its device, and before the optimizer is
+    built. Its parameters are float32 whatever the base's precision, and live where the module they adapt lives.
     """
+
+    trains_base: ClassVar[bool] = False
+    """Whether the denoiser's own weights are trained. Such a base is loaded in float32 and never quantised, and a
+    step runs it under autocast when `mixed_precision` asks for less. Other kinds need no autocast."""
 
     def __init__(self, options: Adapters, targets: Targets) -> None:
         self.options = options
@@ -55,10 +60,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def attach(self, denoiser: nn.Module) -> Attached:
-        """Freeze the base and put the adapter on it; initialised from torch's global generator.
+        """Freeze the base and put the adapter on it; initialised from torch's global generator on the CPU.
 
         Raises:
-            ConfigError: a target matches no module; the message lists what the model has.
+            ConfigError: a target matches no module (the message lists what the model has), or the base's
+                precision does not carry what was asked.
         """
 
     @abstractmethod
@@ -67,28 +73,47 @@ class Adapter(ABC):
 
     @abstractmethod
     def set_strength(self, strength: float) -> None:
-        """Scale the adapter's effect; at 0 the denoiser answers as the base does, bit for bit."""
+        """Scale the adapter's effect; at 0 the denoiser answers as the base does, bit for bit.
+
+        Raises:
+            ConfigError: the kind has no strength but 1 (`full`).
+        """
 
     @abstractmethod
     def train(self, mode: bool) -> None:
-        """Switch dropouts on for training and off for validation."""
+        """Switch dropouts on for training and off for validation; they draw from torch's global generator."""
 
     @abstractmethod
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
-        """Write the weights into `folder` in the layout that other tools read, with `metadata` in the header."""
+        """Write the weights into `folder` in the layout that other tools read, with `metadata` beside them.
+
+        The same weights and metadata give the same bytes. `metadata` holds no absolute paths.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Read back exactly what `save` wrote.
+        """Read back exactly what `save` wrote into `folder`; or, where a kind saves one file, that file by its path.
 
         Raises:
-            ConfigError: a key is missing or unused; names the first few.
+            ConfigError: no such file, or a key is missing or unused; names the first few.
         """
 
     @abstractmethod
     def snippet(self, pipeline_class: str, base: str, arguments: Mapping[str, object], folder: str) -> str:
-        """Python that renders a picture with diffusers and the saved adapter, ready to paste."""
+        """Python that renders a picture with diffusers and the saved adapter, ready to paste.
+
+        Args:
+            pipeline_class: its name in diffusers.
+            base: hub id or folder of the base model.
+            arguments: of the pipeline's call; `seed`, if there, becomes a generator.
+            folder: where `save` wrote.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters' values, detached, sharing memory."""
         return {name: parameter.detach() for name, parameter in self.parameters().items()}
+
+
+def kind_of(options: Adapters) -> str:
+    """Name the file in `adapters/kinds` that these options ask for."""
+    return "full" if options.model_type == "full" else options.lora_type

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from simpletuner.models.identity import digest_files
+from simpletuner.models.layout import check_model, save_model
+from simpletuner.models.source import Source
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +25,7 @@ if TYPE_CHECKING:
     from simpletuner.diffusion.process import Process
     from simpletuner.options.diffusion import Diffusion
     from simpletuner.options.models import Models
-    from simpletuner.types import Batch, Noised
-
-
-@dataclass(frozen=True, slots=True)
-class LatentSpec:
-    """The shape of a family's latents: C channels, one latent pixel for stride_px x stride_px pixels."""
-
-    channels: int
-    stride_px: int
+    from simpletuner.types import Batch, Noised, Size
 
 
 class ModelFamily(ABC):
@@ -37,9 +33,6 @@ class ModelFamily(ABC):
 
     flavours: ClassVar[Mapping[str, str]]
     """Flavour name to hub id; the first is the default."""
-    latent: ClassVar[LatentSpec]
-    alignment_px: ClassVar[int]
-    """Both sides of a bucket are multiples of this."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option key to the value that this family prefers over the general default."""
     class_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -48,17 +41,69 @@ class ModelFamily(ABC):
     """Suffixes of the modules that a plain LoRA adapts."""
     denoiser_folder: ClassVar[str] = "transformer"
     """The denoiser's sub-folder in diffusers layout: transformer or unet."""
+    parts: ClassVar[tuple[str, ...]]
+    """Sub-folders of a whole model that training or validation reads, the denoiser's among them."""
     pipeline_class: ClassVar[str]
     """The class in diffusers that samples this family."""
 
     def __init__(self, options: Models) -> None:
+        """
+        Raises:
+            ConfigError: no such flavour.
+        """
         self.options = options
+        self.source = Source(options, self.flavours)
+
+    # Before anything is loaded.
+
+    def source_name(self) -> str:
+        """The hub id or folder of the model, as the user would write it."""
+        return self.source.location
+
+    def notes(self) -> list[str]:
+        """Settings of the model that have no effect in this run, a sentence each."""
+        other = {"transformer": "unet", "unet": "transformer"}[self.denoiser_folder]
+        return (
+            [f"pretrained_{other}_model_name_or_path has no effect: {self.options.model_family} has no {other}"]
+            if self.source.is_replaced(other)
+            else []
+        )
+
+    def check_source(self) -> None:
+        """Refuse a local folder that lacks a needed part or is of another family; what is on the hub is not asked for.
+
+        Raises:
+            ConfigError: names the folder, what is missing and what there is.
+        """
+        check_model(self.source, self.pipeline_class, self.parts, [self.denoiser_folder] if self.starts_random else [])
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether the denoiser is built from its configuration alone."""
+        return self.options.model_init == "random"
+
+    @property
+    @abstractmethod
+    def alignment_px(self) -> int:
+        """Both sides of a bucket and of a validation picture are multiples of this. May read configuration files."""
+
+    @abstractmethod
+    def check_size(self, size: Size) -> None:
+        """Refuse a picture that the denoiser cannot take. Called for every bucket and every validation size.
+
+        Raises:
+            ConfigError: says which sizes there are.
+        """
 
     # Text: called first, while nothing else is loaded.
 
     @abstractmethod
     def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> Any:
         """Load tokenizers and text encoders, frozen; whatever object `encode_text` wants."""
+
+    @abstractmethod
+    def text_modules(self, encoders: Any) -> list[nn.Module]:
+        """The networks among `encoders`, in the order of text_encoder_1_precision to text_encoder_4_precision."""
 
     @abstractmethod
     def encode_text(self, encoders: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -74,8 +119,12 @@ class ModelFamily(ABC):
         """T, the fixed number of text tokens."""
 
     @abstractmethod
-    def text_fingerprint(self) -> str:
-        """Identity of all that text embeddings depend on besides the prompt: weights, tokenizer, length."""
+    def text_fingerprint(self, memo_folder: Path | None = None) -> str:
+        """Identity of all that text embeddings depend on besides the prompt and the precision: weights, tokenizer, length.
+
+        Args:
+            memo_folder: where digests of large files may be remembered.
+        """
 
     # Latents: called second, with the text encoders gone.
 
@@ -90,15 +139,18 @@ class ModelFamily(ABC):
     def scale_latents(self, raw: Tensor) -> Tensor:
         """Raw latents as the VAE gave them to the scaled ones that the denoiser sees, (B, C, h, w)."""
 
-    @abstractmethod
-    def vae_fingerprint(self) -> str:
-        """Identity of all that raw latents depend on besides the pixels: weights and config of the VAE."""
+    def vae_fingerprint(self, memo_folder: Path | None = None) -> str:
+        """Identity of all that raw latents depend on besides the pixels and the precision: weights and config of the VAE."""
+        return digest_files(self.source.part("vae").files(), memo_folder)
 
-    # Training: called every step.
+    # Training: called every step, but for loading.
 
     @abstractmethod
-    def load_denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """Load the denoiser on the CPU in `dtype`; with `model_init: random`, from its config and the seed."""
+    def load_denoiser(self, dtype: torch.dtype, seed: int) -> nn.Module:
+        """Load the denoiser on the CPU in `dtype`; with `model_init: random`, from its configuration and the seed.
+
+        It comes frozen and in evaluation mode; torch's own generators are left as they were.
+        """
 
     @abstractmethod
     def process(self, options: Diffusion) -> Process: ...
@@ -125,10 +177,8 @@ class ModelFamily(ABC):
     def pipeline_text_arguments(self) -> dict[str, Any]:
         """Arguments that make the plain pipeline encode text as we do, e.g. its max_sequence_length."""
 
-    @abstractmethod
-    def check_source(self) -> None:
-        """Refuse, before anything is loaded, a local folder that lacks a needed part or is of another family.
+    # Done: called at the end of a run that trained the denoiser itself.
 
-        Raises:
-            ConfigError: names the folder, what is missing and what there is.
-        """
+    def save_pipeline(self, denoiser: nn.Module, folder: Path) -> None:
+        """Write a whole model that diffusers loads: this denoiser, and the other parts as they came."""
+        save_model(self.source, self.denoiser_folder, denoiser, folder)

@@ -53,8 +53,8 @@ class Vae:
 
     def release(self) -> None:
         with self._lock:
+            release(self._vae)
             self._vae = None
-            release(self._device)
 
 
 class TextEncoders:
@@ -82,8 +82,8 @@ class TextEncoders:
         return f"{self._family.text_fingerprint()} {weight_dtype(self._options)} {' '.join(self._precisions())}"
 
     def release(self) -> None:
+        release(self._encoders)
         self._encoders = None
-        release(self._device)
 
     def _precisions(self) -> list[str]:
         options = self._options

@@ -15,6 +15,7 @@ from simpletuner.adapters.adapter import Adapter
 from simpletuner.console import Bar, Console
 from simpletuner.data.loader import Loader
 from simpletuner.errors import SimpleTunerError, Stopped
+from simpletuner.optim.build import set_rate
 from simpletuner.options.optim import Optim
 from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.checkpoint import CheckpointFolder
@@ -83,10 +84,14 @@ class Trainer:
         with self.stop.deferred(), self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar:
             self.meter.restart_clock()
             while self.state.step < self.pace.total_steps:
-                self._report(self.optimizer_step(batches), bar)
-                self._agree_on_stopping()
-                self._do_what_is_due(bar)
+                self.advance(batches, bar)
         self.trackers.close()
+
+    def advance(self, batches: Iterator[Batch], bar: Bar) -> None:
+        """Take one optimizer step and do what is due after it."""
+        self._report(self._optimizer_step(batches), bar)
+        self._agree_on_stopping()
+        self._do_what_is_due(bar)
 
     def batches(self) -> Iterator[Batch]:
         """The batches from here to the last step, of this process."""
@@ -94,12 +99,10 @@ class Trainer:
         world = self.accelerator.num_processes
         return self.loader.iterate(self.state.position + self.accelerator.process_index, stride=world, count=micro_steps)
 
-    def optimizer_step(self, batches: Iterator[Batch]) -> Figures | None:
+    def _optimizer_step(self, batches: Iterator[Batch]) -> Figures | None:
         """Accumulate, average, clip, update. Gives the figures of the step before."""
         number = self.state.step
-        learning_rate = self.optim.learning_rate * self.schedule(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        learning_rate = set_rate(self.optimizer, self.schedule(number))
         total = torch.zeros((), device=self.step.device)
         samples: list[str] = []
         for micro_step in range(self.pace.accumulation):
@@ -117,7 +120,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(number + 1)
-        self._advance()
+        self._count()
         return self.meter.put(number + 1, total, norm, learning_rate, self.state.epoch, tuple(samples))
 
     def _autocast(self) -> AbstractContextManager[None]:
@@ -131,7 +134,7 @@ class Trainer:
         code = int(self.accelerator.gather(mine).max().item())
         self.stop.exit_code = code or None
 
-    def _advance(self) -> None:
+    def _count(self) -> None:
         position = self.state.position + self.pace.accumulation * self.accelerator.num_processes
         epoch, _ = self.loader.locate(position)
         self.state = TrainState(self.state.step + 1, position, epoch, self.state.data_digest)

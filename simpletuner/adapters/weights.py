@@ -1,0 +1,78 @@
+"""Adapter files: safetensors whose bytes follow from their content alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from simpletuner.adapters.adapter import ADAPTER_FILE
+from simpletuner.errors import ConfigError
+
+CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+SHOWN = 3
+"""Keys named in an error before the rest is only counted."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write float tensors and text about them.
+
+    The library's own writer puts metadata in an order that changes from call to call, so that two equal runs would
+    leave different files.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide ones first keeps all aligned
+    header: dict[str, object] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Read every tensor of a safetensors file to the CPU; of a folder, the adapter file in it."""
+    if path.is_dir():
+        path = path / ADAPTER_FILE
+    if not path.is_file():
+        raise ConfigError(f"no adapter at {path}", hint="Give a folder that a run saved, or a .safetensors file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is not a readable safetensors file: {error}", hint="Copy it again, or use another checkpoint.") from error
+
+
+def check_keys(path: Path, found: Iterable[str], expected: Iterable[str]) -> None:
+    """Refuse a file that lacks something or holds something else."""
+    found, expected = set(found), set(expected)
+    problems = [
+        f"{len(names)} {what} ({', '.join(sorted(names)[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for what, names in (("missing", expected - found), ("unused", found - expected))
+        if names
+    ]
+    if problems:
+        raise ConfigError(
+            f"the weights in {path} do not fit this adapter: {'; '.join(problems)}",
+            hint="They must come from the same kind of adapter with the same targets, on the same model.",
+        )
+
+
+def check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of another shape, and name the first."""
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise ConfigError(
+                f"{name} in {path} has shape {list(found[name].shape)}, this adapter wants {list(tensor.shape)}",
+                hint="Train with the rank, factor and targets that the file was made with.",
+            )

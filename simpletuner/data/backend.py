@@ -1,0 +1,167 @@
+"""The contract of a backend, a place where images and captions lie, and the keys that every image dataset has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from simpletuner.data.captions import decode
+from simpletuner.errors import DatasetError
+
+
+class EntryOptions(BaseModel):
+    """Keys that every entry of `multidatabackend.json` may have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: str
+    """Its name: in messages, in sample ids, and as the folder of its caches. Unique."""
+    type: str = "local"
+    """The place where its data lies."""
+    dataset_type: str = "image"
+    """What it holds: `image`, or `text_embeds` to say where text embeddings are cached."""
+    disabled: bool = False
+    """Leave this entry out; nothing in it is checked."""
+
+
+class AspectWeight(BaseModel):
+    """One of `crop_aspect_buckets`, with the share of images that get it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    aspect: float = Field(gt=0)
+    weight: float = Field(gt=0)
+
+
+class DatasetOptions(EntryOptions):
+    """Keys of an image dataset wherever it lies; None is the value in config.json, or without effect. A backend adds its own."""
+
+    resolution: float | None = None
+    """Size of the training pictures, in the unit that `resolution_type` names."""
+    resolution_type: Literal["pixel", "area", "pixel_area"] | None = None
+    """Unit of the sizes: `pixel` is the shorter edge, `pixel_area` the edge of a square of that area, `area` megapixels."""
+    minimum_image_size: float | None = None
+    """Skip images smaller than this; 0 keeps all."""
+    maximum_image_size: float | None = None
+    """With `crop`, bring images larger than this down to `target_downsample_size` before the crop is taken."""
+    target_downsample_size: float | None = None
+    """See `maximum_image_size`."""
+    minimum_aspect_ratio: float | None = Field(None, gt=0)
+    """Skip images whose width over height is less."""
+    maximum_aspect_ratio: float | None = Field(None, gt=0)
+    """Skip images whose width over height is more."""
+    crop: bool = False
+    """Cut pictures to the shape that `crop_aspect` names; else they keep the image's own."""
+    crop_style: Literal["center", "random", "corner"] | None = None
+    """Where to cut: a place drawn once for each image (default), the middle, or the upper left."""
+    crop_aspect: Literal["square", "preserve", "closest", "random"] | None = None
+    """Shape of the picture: `square` (default), the image's own, or from `crop_aspect_buckets` the closest or a random one."""
+    crop_aspect_buckets: tuple[float | AspectWeight, ...] = ()
+    """Aspects, width over height, for `closest` and `random`; `{"aspect": 0.75, "weight": 0.5}` to weigh them."""
+    caption_strategy: str | None = None
+    """Where captions come from: `filename`, `textfile` or `instanceprompt`."""
+    instance_prompt: tuple[str, ...] | None = None
+    """The caption of every image with `instanceprompt`; a list gives alternatives."""
+    prepend_instance_prompt: bool | None = None
+    """Begin each caption with `instance_prompt`."""
+    only_instance_prompt: bool | None = None
+    """Use `instance_prompt` whatever the strategy."""
+    disable_multiline_split: bool = False
+    """Take a caption file as one caption instead of one alternative a line."""
+    repeats: int = Field(0, ge=0)
+    """How often more each image is seen in an epoch; 0 is once."""
+    probability: float = Field(1.0, gt=0)
+    """Weight of this dataset when the next batch is drawn."""
+    max_num_samples: int | None = Field(None, gt=0)
+    """Use so many images at most: always the same ones, chosen by their names."""
+    train_batch_size: int | None = Field(None, gt=0)
+    """Images a batch, for this dataset."""
+    is_regularisation_data: bool = False
+    """Images of what the model knows already: the adapter learns to leave them as the base model has them."""
+    cache_dir_vae: str | None = None
+    """Folder of its latents; by default `vae/<model_family>/<id>` in `cache_dir`."""
+    text_embeds: str | None = None
+    """Id of a `text_embeds` entry."""
+
+    @field_validator("instance_prompt", mode="before")
+    @classmethod
+    def _one_prompt_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a backend, as its listing tells without opening it."""
+
+    name: str
+    """Path inside the backend, with forward slashes; never absolute, never with `..`."""
+    size_bytes: int
+    modified_ns: int
+    fault: str | None = None
+    """Name of the rule (`faults.RULES`) by which it must not be read."""
+
+
+class DataBackend(ABC):
+    """A place where images and captions lie. Only read from; `read` and `exists` are called from many threads."""
+
+    options_type: ClassVar[type[DatasetOptions]]
+    """The keys that a dataset in this place may have."""
+
+    @abstractmethod
+    def __init__(self, options: Any) -> None:
+        """
+        Args:
+            options: an instance of `options_type`. Nothing is opened yet.
+        """
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where it is, for messages; without secrets."""
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Say what is wrong with the place itself, or None. Called before anything is loaded, for all datasets."""
+
+    @abstractmethod
+    def list(self) -> Iterator[Entry]:
+        """Give every file, sorted by name, hidden ones left out.
+
+        Raises:
+            DatasetError: the place cannot be listed.
+        """
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Give a file's bytes.
+
+        Raises:
+            DatasetError: no such file, or it lies outside the place, or it cannot be read.
+        """
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether `read` would find this file."""
+
+    def read_text(self, name: str) -> tuple[str, str]:
+        """Give a file's text, and the encoding it was found to be in."""
+        return decode(self.read(name))
+
+
+def check_name(name: str) -> PurePosixPath:
+    """Refuse a name that could lead out of a backend.
+
+    Raises:
+        DatasetError: it is empty or absolute, or holds `..` or a null.
+    """
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise DatasetError(
+            f"{name!r} is no file name inside a dataset", hint="Names are relative to the dataset, with forward slashes and without '..'."
+        )
+    return path

@@ -1,0 +1,215 @@
+"""What an image's bytes say before they are decoded: its upright size, what will be converted, and what makes it unusable."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import TiffImageFile
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+"""Files that are looked at as images, whatever the case of the letters."""
+FOREIGN_SUFFIXES = frozenset(
+    {".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+)
+"""Images of kinds that are not read; counted, so that nobody wonders where they went."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "I;16N"})
+LIMIT_PX = 2 * 89_478_485
+"""Pixels from which Pillow refuses an image as a decompression bomb."""
+
+RULES = {
+    "zero-byte": "the file is empty",
+    "broken": "it cannot be read as an image",
+    "truncated": "the file ends before the picture does",
+    "unsupported": f"a format or pixel type that is not read ({', '.join(FORMATS)} are, with 8 or 16 bits a channel)",
+    "huge": f"{LIMIT_PX:,} pixels or more",
+    "unreadable": "the file cannot be opened",
+    "outside": "a link that leads out of the dataset's folder, or nowhere",
+    "too small": "under minimum_image_size",
+    "aspect": "outside minimum_aspect_ratio to maximum_aspect_ratio",
+    "no caption": "it has no caption file",
+    "not drawn": "beyond max_num_samples",
+}
+"""Why an image is skipped. None is ever deleted."""
+TRAITS = {
+    "rotated": "turned upright by the EXIF orientation",
+    "CMYK": "converted from CMYK to RGB",
+    "16-bit": "scaled from 16 to 8 bits a channel",
+    "animated": "more than one frame; the first is used",
+    "alpha": "transparency laid on white",
+    "profile": "converted from the embedded colour profile to sRGB",
+}
+"""What is done to an image that is kept."""
+
+EXIF_ORIENTATION = 274
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of an image without decoding it."""
+
+    width: int = 0
+    """Upright, in pixels; 0 if `fault`."""
+    height: int = 0
+    traits: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+def look(data: bytes, name: str) -> Header:
+    """Read an image's header and check that its end is there.
+
+    Args:
+        data: the whole file.
+        name: its name, of which the suffix tells a format that this Pillow was built without from a broken file.
+    """
+    if not data:
+        return Header(fault="zero-byte")
+    try:
+        with open_image(data) as image:
+            if image.mode not in MODES and not is_16_bit(image, data):
+                return Header(fault="unsupported")
+            if not has_end(image.format or "", data):
+                return Header(fault="truncated")
+            turn = orientation(image, data)
+            width, height = raw_size(image)
+            if turn >= 5:
+                width, height = height, width
+            return Header(width, height, tuple(traits_of(image, data, turn)))
+    except Image.DecompressionBombError:
+        return Header(fault="huge")
+    except MemoryError:
+        raise
+    except Exception:  # damaged bytes make Pillow's readers fail with nearly any error
+        return Header(fault=diagnose(data, name))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an image of the formats that are read, decoding nothing."""
+    return Image.open(io.BytesIO(data), formats=available_formats())
+
+
+@lru_cache(maxsize=1)
+def available_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def diagnose(data: bytes, name: str) -> str:
+    """Tell why an image did not open: its end is missing, its format is not read, or it is no image."""
+    if data.startswith(b"\xff\xd8") and not jpeg_has_end(data):
+        return "truncated"
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and not png_has_end(data):
+        return "truncated"
+    is_avif = data[4:12] in (b"ftypavif", b"ftypavis")
+    is_foreign = data[4:8] == b"ftyp" or data.startswith((b"8BPS", b"%PDF", b"\x00\x00\x00\x0cjP", b"\x00\x00\x00\x0cJXL", b"\xff\x0a", b"<svg"))
+    if is_avif:
+        return "broken" if "AVIF" in available_formats() else "unsupported"
+    return "unsupported" if is_foreign or PurePosixPath(name).suffix.lower() not in SUFFIXES else "broken"
+
+
+def raw_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as stored. Pillow turns a TIFF by itself, when exactly depends on its version; the tags do not."""
+    return (image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]) if isinstance(image, TiffImageFile) else image.size
+
+
+def orientation(image: Image.Image, data: bytes) -> int:
+    """The EXIF orientation, 1 to 8, without decoding."""
+    if image.format == "PNG" and "exif" not in image.info:
+        # Pillow would decode the whole picture to find a chunk behind it.
+        chunk = next((data[start : start + size] for kind, start, size in png_chunks(data) if kind == b"eXIf"), None)
+        if chunk is None:
+            return 1
+        exif = Image.Exif()
+        exif.load(b"Exif\x00\x00" + chunk)
+    else:
+        exif = image.getexif()
+    value = exif.get(EXIF_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def traits_of(image: Image.Image, data: bytes, turn: int) -> Iterator[str]:
+    """Name what will be done to the image."""
+    if turn != 1:
+        yield "rotated"
+    if image.mode == "CMYK":
+        yield "CMYK"
+    if is_16_bit(image, data):
+        yield "16-bit"
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO's other pictures are previews
+        yield "animated"
+    if image.has_transparency_data:
+        yield "alpha"
+    if foreign_profile(image.info.get("icc_profile"), image.mode) is not None:
+        yield "profile"
+
+
+def is_16_bit(image: Image.Image, data: bytes) -> bool:
+    """Whether channels hold 16 bits; Pillow gives colours as 8 bits by itself and greys as I;16, or I in older versions."""
+    if image.format == "PNG":
+        return data[24:25] == b"\x10"
+    return image.mode.startswith("I;16")
+
+
+def foreign_profile(profile: bytes | None, mode: str) -> ImageCms.ImageCmsProfile | None:
+    """Give the embedded colour profile if colours look different without it: not sRGB, and meant for this kind of image."""
+    return parse_profile(profile, "CMYK" if mode == "CMYK" else "RGB ") if profile else None
+
+
+@lru_cache(maxsize=64)
+def parse_profile(profile: bytes, space: str) -> ImageCms.ImageCmsProfile | None:
+    try:
+        parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        is_plain = "srgb" in ImageCms.getProfileDescription(parsed).lower()
+    except (OSError, ImageCms.PyCMSError):  # a damaged profile: the numbers are taken as they are
+        return None
+    return None if is_plain or parsed.profile.xcolor_space != space else parsed
+
+
+def has_end(kind: str, data: bytes) -> bool:
+    """Check cheaply that a file was not cut off; formats without a check here show it when they are decoded."""
+    if kind in ("JPEG", "MPO"):
+        return jpeg_has_end(data)
+    if kind == "PNG":
+        return png_has_end(data)
+    if kind == "WEBP":
+        return len(data) >= 8 + struct.unpack("<I", data[4:8])[0]
+    return True
+
+
+def jpeg_has_end(data: bytes) -> bool:
+    """Look for the end marker after the first scan begins: within a scan a marker's bytes cannot occur by chance."""
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:  # stray bytes, which decoders forgive
+            return data.find(b"\xff\xd9", position) >= 0
+        marker = data[position + 1]
+        if marker == 0xDA:
+            return data.find(b"\xff\xd9", position) >= 0
+        if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes, and markers without a length
+            position += 1 if marker == 0xFF else 2
+            continue
+        position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
+    return False
+
+
+def png_has_end(data: bytes) -> bool:
+    return any(kind == b"IEND" for kind, _, _ in png_chunks(data))
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, first byte and length of each chunk that is there in full."""
+    position = 8
+    while position + 12 <= len(data):
+        size = struct.unpack(">I", data[position : position + 4])[0]
+        if position + 12 + size > len(data):
+            return
+        yield data[position + 4 : position + 8], position + 8, size
+        position += 12 + size

@@ -1,0 +1,103 @@
+"""A file's bytes to the pixels that a model sees: upright, RGB, 8 bits, sRGB, resized once, cropped."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+from torch import Tensor
+
+from simpletuner.data.faults import foreign_profile, is_16_bit, open_image, orientation
+from simpletuner.errors import DatasetError
+from simpletuner.types import Geometry, Size
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what makes the image upright."""
+
+
+def read_pixels(data: bytes, geometry: Geometry, name: str) -> Tensor:
+    """Decode one image as its geometry says.
+
+    Args:
+        data: the whole file.
+        geometry: of its sample.
+        name: of the sample, for messages.
+
+    Returns:
+        (3, H, W), float32 in [-1, 1], H and W those of the bucket.
+
+    Raises:
+        DatasetError: the bytes are damaged, or of another size than when the image was indexed.
+    """
+    image = decode_rgb(data, name)
+    if Size(*image.size) != geometry.original:
+        raise DatasetError(
+            f"{name} is {Size(*image.size)} pixels, but was {geometry.original} when the run began",
+            hint="It was changed since; start the same command again.",
+        )
+    resized, crop = geometry.resized, geometry.crop
+    if geometry.original != resized:
+        image = image.resize((resized.width, resized.height), Image.Resampling.LANCZOS)
+    image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+    pixels = torch.from_numpy(np.array(image))  # (H, W, 3), bytes
+    return pixels.permute(2, 0, 1).to(torch.float32).div(127.5).sub(1.0).contiguous()  # (3, H, W)
+
+
+def decode_rgb(data: bytes, name: str) -> Image.Image:
+    """Decode the first frame, upright, as 8-bit RGB in sRGB, transparency on white.
+
+    Raises:
+        DatasetError: the bytes are damaged.
+    """
+    try:
+        with open_image(data) as image:
+            turn = 1 if image.format == "TIFF" else orientation(image, data)  # Pillow turns a TIFF when it decodes it
+            has_16_bits = is_16_bit(image, data)
+            image.load()
+            flat = flatten(image, has_16_bits)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make Pillow's decoders fail with nearly any error
+        raise DatasetError(
+            f"{name} cannot be decoded: {error}", hint="Replace or remove the file; the next start will skip it if it is still broken."
+        ) from error
+    return flat.transpose(TURNS[turn]) if turn in TURNS else flat
+
+
+def flatten(image: Image.Image, has_16_bits: bool) -> Image.Image:
+    """Make any kind of decoded image 8-bit RGB."""
+    profile = image.info.get("icc_profile")
+    if has_16_bits and image.mode.startswith("I"):
+        image = eight_bits(image)
+    elif image.has_transparency_data:
+        image = on_white(image)
+    foreign = foreign_profile(profile, image.mode)
+    if foreign is None or image.mode not in ("RGB", "CMYK"):
+        return image.convert("RGB")
+    try:
+        converted = ImageCms.profileToProfile(image, foreign, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except ImageCms.PyCMSError:  # a profile without the tables for this: the numbers are taken as they are
+        return image.convert("RGB")
+    assert converted is not None
+    return converted
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Scale greys of 16 bits, 0 to 65535, to 0 to 255; Pillow's own conversion would clip them."""
+    greys = np.asarray(image).astype(np.float32) / 257.0
+    return Image.fromarray(np.clip(np.rint(greys), 0, 255).astype(np.uint8))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Lay transparency on white."""
+    image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, image).convert("RGB")

@@ -1,0 +1,252 @@
+"""`multidatabackend.json`, typed and cross-checked: which datasets a run has, and by which rules.
+
+Everything wrong is reported at once. Nothing here opens an image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from simpletuner import plugins
+from simpletuner.data.backend import DataBackend, DatasetOptions, EntryOptions
+from simpletuner.data.captions import CaptionRule
+from simpletuner.data.entries import Findings, read_entries
+from simpletuner.data.geometry import GeometryRule
+from simpletuner.data.keys import IDLE, IDLE_TEXT, VALUES_LATER, Idle, set_aside
+from simpletuner.data.rules import caption_rule, geometry_rule
+from simpletuner.errors import ConfigError, DatasetError, choose
+
+if TYPE_CHECKING:
+    from simpletuner.options.data import Data
+
+BACKENDS = "simpletuner.data.backends"
+EXPECTED = {"float": "a number", "finite": "a number", "int": "a whole number", "bool": "true or false", "string": "a text", "tuple": "a list"}
+"""First word of a pydantic error's type, to what the value should have been."""
+Options = TypeVar("Options", bound=EntryOptions)
+
+
+class TextEmbedsOptions(EntryOptions):
+    """Keys of a `text_embeds` entry: where text embeddings are cached."""
+
+    default: bool = False
+    """Whether datasets that name none use this one."""
+    cache_dir: str | None = None
+    """The folder; by default `text/<model_family>` in `cache_dir` of config.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDataset:
+    """One enabled image dataset, with every rule settled."""
+
+    id: str
+    backend_type: type[DataBackend]
+    options: DatasetOptions
+    """As written, for the backend."""
+    geometry: GeometryRule
+    captions: CaptionRule
+    repeats: int
+    """Extra passes an epoch; 0 is once."""
+    probability: float
+    cache_dir_vae: Path
+    is_regularisation: bool = False
+    train_batch_size: int | None = None
+    """Images a batch; None is the run's."""
+    max_num_samples: int | None = None
+
+    def open(self) -> DataBackend:
+        """Give access to the images."""
+        return self.backend_type(self.options)
+
+    def describe(self) -> str:
+        """Say all of it in a line."""
+        parts = [
+            f"images in {self.open().place}",
+            str(self.geometry),
+            f"captions: {self.captions}",
+            f"repeats {self.repeats}",
+            *([f"probability {self.probability:g}"] if self.probability != 1 else []),
+            *([f"batch {self.train_batch_size}"] if self.train_batch_size else []),
+            *([f"at most {self.max_num_samples} images"] if self.max_num_samples else []),
+            *(["regularisation"] if self.is_regularisation else []),
+            f"latents in {self.cache_dir_vae}",
+        ]
+        return f"{self.id}: " + "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlan:
+    """What a run trains on."""
+
+    datasets: tuple[ImageDataset, ...]
+    """Enabled image datasets, in the order of the file; at least one."""
+    text_cache_dir: Path
+    notes: tuple[str, ...] = ()
+    """Things to say aloud: settings that have no effect."""
+    disabled: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Plain lines, one a dataset."""
+        lines = [dataset.describe() for dataset in self.datasets]
+        lines.append(f"text embeddings in {self.text_cache_dir}")
+        return lines + [f"{name}: disabled" for name in self.disabled]
+
+
+def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignment_px: int) -> DataPlan:
+    """Read and check the datasets of a run.
+
+    Args:
+        path: `data_backend_config`.
+        options: section of config.json, for what an entry leaves open.
+        variables: values of `{name}` in strings: `model_family`, `output_dir`, and `example` where there is one.
+        alignment_px: what sides of a bucket are multiples of for this model; `aspect_bucket_alignment` overrides it.
+
+    Raises:
+        ConfigError: the file cannot be read or is wrong; every problem is listed.
+        DatasetError: the file is right but folders are missing; every one is listed.
+    """
+    findings = Findings()
+    enabled, disabled = read_entries(path, variables, findings)
+    alignment_px = options.aspect_bucket_alignment or alignment_px
+    datasets: list[ImageDataset] = []
+    texts: list[TextEmbedsOptions] = []
+    for label, kind, entry in enabled:
+        if kind == "text_embeds":
+            text = text_embeds(label, entry, findings)
+            texts += [text] if text else []
+        else:
+            dataset = image_dataset(label, entry, options, variables, alignment_px, findings)
+            datasets += [dataset] if dataset else []
+    check_caches(datasets, findings)
+    text_dir = choose_text_cache(datasets, texts, findings)
+    if not any(kind == "image" for _, kind, _ in enabled):
+        findings.problems.append("there is no enabled dataset of images" + (f" ({', '.join(disabled)}: disabled)" if disabled else ""))
+    refuse(path, findings, datasets)
+    return DataPlan(
+        datasets=tuple(datasets),
+        text_cache_dir=Path(text_dir).expanduser() if text_dir else Path(options.cache_dir) / "text" / variables["model_family"],
+        notes=tuple(dict.fromkeys(findings.notes)),
+        disabled=tuple(disabled),
+    )
+
+
+def refuse(path: Path, findings: Findings, datasets: Sequence[ImageDataset]) -> None:
+    """Raise if anything is wrong: with the file first, then with the places it names."""
+    missing = [f"dataset {dataset.id!r}: {fault}" for dataset in datasets if (fault := dataset.open().missing())]
+    if findings.problems:
+        problems = list(dict.fromkeys([*findings.problems, *missing]))
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(
+            "\n  ".join([f"{path} has {count}:", *problems]),
+            hint="Every key and rule is in docs/dataloader.md; 'disabled: true' leaves a dataset out.",
+        )
+    if missing:
+        raise DatasetError(
+            "\n  ".join([f"{path} names data that is not there:", *missing]), hint=f"Folders are relative to where the command runs, {Path.cwd()}."
+        )
+
+
+def image_dataset(
+    label: str, entry: dict[str, Any], options: Data, variables: Mapping[str, str], alignment_px: int, findings: Findings
+) -> ImageDataset | None:
+    """Check one image dataset and settle its rules; None if something is wrong with it."""
+    before = len(findings.problems)
+    try:
+        backend_type = plugins.load(BACKENDS, str(entry.get("type", "local")), DataBackend)  # type: ignore[type-abstract]
+    except ConfigError as error:
+        findings.problems.append(f"{label}: type {error.message}. {error.hint}")
+        return None
+    written = validate(backend_type.options_type, label, entry, IDLE, findings)
+    if written is None:
+        return None
+    geometry = geometry_rule(written, options, alignment_px)
+    captions = caption_rule(written, options)
+    for found in (geometry, captions):
+        findings.problems += [f"{label}: {problem}" for problem in found.problems]
+        findings.notes += [f"{label}: {note}" for note in found.notes]
+    if len(findings.problems) > before or geometry.rule is None or captions.rule is None:
+        return None
+    default = Path(options.cache_dir) / "vae" / variables["model_family"] / written.id
+    return ImageDataset(
+        id=written.id,
+        backend_type=backend_type,
+        options=written,
+        geometry=geometry.rule,
+        captions=captions.rule,
+        repeats=written.repeats,
+        probability=written.probability,
+        cache_dir_vae=Path(written.cache_dir_vae).expanduser() if written.cache_dir_vae else default,
+        is_regularisation=written.is_regularisation_data,
+        train_batch_size=written.train_batch_size,
+        max_num_samples=written.max_num_samples,
+    )
+
+
+def text_embeds(label: str, entry: dict[str, Any], findings: Findings) -> TextEmbedsOptions | None:
+    """Check one `text_embeds` entry."""
+    kind = entry.get("type", "local")
+    if kind != "local":
+        findings.problems.append(f"{label}: type is {kind!r}; text embeddings are cached in a local folder")
+    return validate(TextEmbedsOptions, label, entry, IDLE_TEXT, findings)
+
+
+def validate(kind: type[Options], label: str, entry: dict[str, Any], idle: Idle, findings: Findings) -> Options | None:
+    """Type the keys of an entry, reporting all that is wrong with them."""
+    entry = dict(entry)
+    notes, problems = set_aside(entry, frozenset(kind.model_fields), idle)
+    later = {key: VALUES_LATER[key, value] for key, value in entry.items() if isinstance(value, str) and (key, value) in VALUES_LATER}
+    wrong = {key: f"{key} is {entry.pop(key)!r}, which {reason}" for key, reason in later.items()}
+    checked: Options | None = None
+    try:
+        checked = kind.model_validate(entry)
+    except ValidationError as error:
+        for fault in error.errors():
+            key = str(fault["loc"][0])
+            wrong.setdefault(key, f"{key} is needed" if fault["type"] == "missing" else f"{key} is {entry[key]!r}; it must be {rule_of(fault)}")
+    findings.notes += [f"{label}: {note}" for note in notes]
+    findings.problems += [f"{label}: {problem}" for problem in (*problems, *wrong.values())]
+    return None if problems or wrong else checked
+
+
+def rule_of(fault: Any) -> str:
+    """Say pydantic's rule in a user's words."""
+    kind = str(fault["type"]).split("_")[0]
+    if kind in EXPECTED:
+        return EXPECTED[kind]
+    return str(fault["msg"]).removeprefix("Input should be ")
+
+
+def check_caches(datasets: Sequence[ImageDataset], findings: Findings) -> None:
+    """Refuse two datasets that keep their latents in one folder."""
+    owners: dict[str, str] = {}
+    for dataset in datasets:
+        place = os.path.realpath(dataset.cache_dir_vae)
+        if place in owners and owners[place] != dataset.id:
+            findings.problems.append(
+                f"datasets {owners[place]!r} and {dataset.id!r} have the same cache_dir_vae {dataset.cache_dir_vae}; each needs its own"
+            )
+        owners.setdefault(place, dataset.id)
+
+
+def choose_text_cache(datasets: Sequence[ImageDataset], texts: Sequence[TextEmbedsOptions], findings: Findings) -> str | None:
+    """Give the folder that the default `text_embeds` entry names; without a default, the first one's."""
+    known = [text.id for text in texts]
+    defaults = [text for text in texts if text.default]
+    if len(defaults) > 1:
+        findings.problems.append(f"text_embeds entries {', '.join(repr(text.id) for text in defaults)} all say 'default: true'; only one can be")
+    for dataset in datasets:
+        wanted = dataset.options.text_embeds
+        if wanted is not None and wanted not in known:
+            findings.problems.append(f"dataset {dataset.id!r}: text_embeds is {wanted!r}; {choose(wanted, known, 'text_embeds entries')}")
+    used = next(iter([*defaults, *texts]), None)
+    if used is None:
+        return None
+    idle = [repr(name) for name in known if name != used.id]
+    if idle:
+        findings.notes.append(f"text embeddings of all datasets are cached under {used.id!r}; without effect: {', '.join(idle)}")
+    return used.cache_dir

@@ -1,0 +1,175 @@
+"""From what a user wrote, in the dataset and in config.json, to the rules for geometry and captions of one dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from simpletuner.data.backend import AspectWeight, DatasetOptions
+from simpletuner.data.captions import STRATEGIES, CaptionRule
+from simpletuner.data.geometry import AspectChoice, GeometryRule, Measure, Unit
+from simpletuner.errors import choose
+
+if TYPE_CHECKING:
+    from simpletuner.options.data import Data
+
+LARGEST_EDGE = 16384
+LARGEST_MEGAPIXELS = 20
+Rule = TypeVar("Rule")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Generic[Rule]):
+    """A rule, or the problems because of which there is none; and what to say aloud."""
+
+    rule: Rule | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def first(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+def geometry_rule(written: DatasetOptions, options: Data, alignment_px: int) -> Settled[GeometryRule]:
+    """Settle sizes and crop. A size stands in the unit of the file that it comes from."""
+    problems: list[str] = []
+    unit: Unit = first(written.resolution_type, options.resolution_type)
+
+    def measure(key: str, own: float | None, general: float | None) -> Measure | None:
+        found = Measure(own, unit) if own is not None else None if general is None else Measure(general, options.resolution_type)
+        if found is None or (found.value == 0 and key != "resolution"):
+            return None
+        fault = measure_fault(found)
+        if fault:
+            problems.append(f"{key} is {found.value:g} in resolution_type {found.unit}: {fault}" + ("" if own is not None else " (from config.json)"))
+        return found
+
+    resolution = measure("resolution", written.resolution, options.resolution)
+    minimum = measure("minimum_image_size", written.minimum_image_size, options.minimum_image_size)
+    maximum = measure("maximum_image_size", written.maximum_image_size, options.maximum_image_size)
+    target = measure("target_downsample_size", written.target_downsample_size, options.target_downsample_size)
+    assert resolution is not None
+    problems += crop_faults(written)
+    if problems:
+        return Settled(None, tuple(problems))
+    if resolution.area_px < alignment_px**2:
+        problems.append(f"resolution {resolution} is less than one step of {alignment_px} px, which sides of this model's pictures are multiples of")
+    if maximum is not None and target is None:
+        problems.append("maximum_image_size needs target_downsample_size: the size to which larger images are brought")
+    if maximum is not None and target is not None and maximum.unit == target.unit and target.limit > maximum.limit:
+        problems.append(
+            f"target_downsample_size {target.value:g} is over maximum_image_size {maximum.value:g}, so nothing could be brought down to it"
+        )
+    if written.minimum_aspect_ratio and written.maximum_aspect_ratio and written.minimum_aspect_ratio > written.maximum_aspect_ratio:
+        problems.append(f"minimum_aspect_ratio {written.minimum_aspect_ratio:g} is over maximum_aspect_ratio {written.maximum_aspect_ratio:g}")
+    rule = GeometryRule(
+        resolution=resolution,
+        alignment_px=alignment_px,
+        aspect_decimals=options.aspect_bucket_rounding,
+        is_cropped=written.crop,
+        crop_style=first(written.crop_style, "random") if written.crop else "center",
+        crop_aspect=first(written.crop_aspect, "square"),
+        choices=choices_of(written),
+        minimum=minimum,
+        maximum=maximum if written.crop else None,
+        target=target if written.crop else None,
+        minimum_aspect=written.minimum_aspect_ratio,
+        maximum_aspect=written.maximum_aspect_ratio,
+    )
+    return Settled(None if problems else rule, tuple(problems), tuple(crop_notes(written, maximum, target)))
+
+
+def measure_fault(measure: Measure) -> str | None:
+    """Refuse sizes that are surely meant in another unit."""
+    value = measure.value
+    if not value > 0:
+        return "a size is more than 0"
+    if measure.unit == "area":
+        return (
+            f"area is in megapixels, under {LARGEST_MEGAPIXELS}; for an edge in pixels write resolution_type pixel_area"
+            if value >= LARGEST_MEGAPIXELS
+            else None
+        )
+    if value != round(value):
+        return "pixels are whole; for megapixels write resolution_type area"
+    if value < 8:
+        return "this is an edge in pixels; for megapixels write resolution_type area"
+    return f"this is an edge in pixels, {LARGEST_EDGE} at most" if value > LARGEST_EDGE else None
+
+
+def crop_faults(written: DatasetOptions) -> list[str]:
+    """Check what belongs together in a crop."""
+    faults = []
+    wants = written.crop and written.crop_aspect in ("closest", "random")
+    if wants and not written.crop_aspect_buckets:
+        faults.append(
+            f"crop_aspect {written.crop_aspect!r} needs crop_aspect_buckets, a list of aspects (width over height) such as [1.0, 0.75, 1.33]"
+        )
+    weighted = [choice for choice in written.crop_aspect_buckets if isinstance(choice, AspectWeight)]
+    plain = [choice for choice in written.crop_aspect_buckets if not isinstance(choice, AspectWeight)]
+    if weighted and plain:
+        faults.append("crop_aspect_buckets mixes plain aspects with weighted ones; weigh all or none")
+    elif weighted and abs(sum(choice.weight for choice in weighted) - 1) > 1e-6:
+        faults.append(f"crop_aspect_buckets has weights that add up to {sum(choice.weight for choice in weighted):g}; they must add up to 1")
+    if any(not 0 < aspect <= 100 for aspect in plain):
+        faults.append("crop_aspect_buckets holds an aspect that is not width over height, more than 0 and 100 at most")
+    return faults
+
+
+def choices_of(written: DatasetOptions) -> tuple[AspectChoice, ...]:
+    """The aspects to choose from, as exact fractions of what was written."""
+    pairs = [(choice.aspect, choice.weight) if isinstance(choice, AspectWeight) else (choice, 1.0) for choice in written.crop_aspect_buckets]
+    return tuple(AspectChoice(Fraction(str(aspect)), Fraction(str(weight))) for aspect, weight in pairs)
+
+
+def crop_notes(written: DatasetOptions, maximum: Measure | None, target: Measure | None) -> list[str]:
+    """Name what has no effect."""
+    notes = []
+    if not written.crop:
+        idle = {
+            "crop_style": written.crop_style not in (None, "center"),
+            "crop_aspect": written.crop_aspect not in (None, "preserve"),
+            "crop_aspect_buckets": bool(written.crop_aspect_buckets),
+            "maximum_image_size": maximum is not None,
+            "target_downsample_size": target is not None,
+        }
+        asked = [key for key, is_asked in idle.items() if is_asked]
+        if asked:
+            notes.append(f"{', '.join(asked)} without effect: crop is off, so pictures keep their own shape and all that fits into it")
+    else:
+        if written.crop_aspect_buckets and written.crop_aspect not in ("closest", "random"):
+            notes.append("crop_aspect_buckets without effect: crop_aspect is not 'closest' or 'random'")
+        if target is not None and maximum is None:
+            notes.append("target_downsample_size without effect: there is no maximum_image_size")
+    return notes
+
+
+def caption_rule(written: DatasetOptions, options: Data) -> Settled[CaptionRule]:
+    """Settle where captions come from."""
+    strategy = first(written.caption_strategy, options.caption_strategy)
+    strategy = "instanceprompt" if strategy == "instance_prompt" else strategy
+    prompts = first(written.instance_prompt, (options.instance_prompt,) if options.instance_prompt else ())
+    problems, notes = [], []
+    if strategy not in STRATEGIES:
+        problems.append(f"caption_strategy is {strategy!r}; {choose(strategy, STRATEGIES, 'caption strategies')}")
+    only = first(written.only_instance_prompt, options.only_instance_prompt)
+    prepends = first(written.prepend_instance_prompt, options.prepend_instance_prompt)
+    if only:
+        strategy = "instanceprompt"
+    for key, is_asked in (
+        ("only_instance_prompt", only),
+        ("prepend_instance_prompt", prepends),
+        ("caption_strategy 'instanceprompt'", strategy == "instanceprompt"),
+    ):
+        if is_asked and not prompts:
+            problems.append(f"{key} needs instance_prompt: the words to use")
+            break
+    if problems:
+        return Settled(None, tuple(problems))
+    if written.instance_prompt and not prepends and not STRATEGIES[strategy].needs_prompt:
+        notes.append(f"instance_prompt without effect: captions come from {strategy}; use prepend_instance_prompt or only_instance_prompt")
+    rule = CaptionRule(strategy=strategy, instance_prompts=tuple(prompts), prepends_prompt=prepends, splits_lines=not written.disable_multiline_split)
+    return Settled(rule, (), tuple(notes))

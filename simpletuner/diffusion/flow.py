@@ -1,0 +1,34 @@
+"""Flow matching: straight paths from data (time 0) to noise (time 1).
+
+Letters: B batch, C latent channels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simpletuner.diffusion.process import Process
+from simpletuner.diffusion.times import Times, resolution_shift, shift_time
+from simpletuner.types import Noised
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FlowMatching(Process):
+    """Rectified flow (Liu et al. 2022): x_t = (1 - t) x + t n, and the denoiser answers the velocity n - x."""
+
+    times: Times
+    """Drawn from before the shift."""
+    shift: float | None
+    """Towards noise above 1, none at 1; None lets the number of image tokens decide (`resolution_shift`)."""
+
+    def sample_time(self, count: int, tokens: int, generator: Generator) -> Tensor:
+        shift = resolution_shift(tokens) if self.shift is None else self.shift
+        return shift_time(self.times.sample(count, generator), shift)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, time: Tensor) -> Noised:
+        t = time.view(-1, *[1] * (latents.ndim - 1))  # (B, 1, 1, 1)
+        return Noised(latents=(1 - t) * latents + t * noise, target=noise - latents, time=time)

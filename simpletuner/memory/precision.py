@@ -1,0 +1,108 @@
+"""One row a precision: how the frozen base's weights are held, and how they get there."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simpletuner.errors import ConfigError, choose
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Quantiser = Callable[["nn.Module", list[str], str], None]
+"""Quantise, in place, the layers of a module that are named; the text is the row's `weights`."""
+
+
+def quantise_quanto(module: nn.Module, layers: list[str], weights: str) -> None:
+    """Integer and float8 weights of optimum-quanto, with a scale for each row or group."""
+    from optimum import quanto
+
+    quanto.quantize(module, weights=weights, include=layers)
+    quanto.freeze(module)
+
+
+def quantise_torchao(module: nn.Module, layers: list[str], weights: str) -> None:
+    """Weights of torchao as tensors of their own kind inside plain Linear layers."""
+    from torchao import quantization
+
+    chosen = set(layers)
+    quantization.quantize_(module, getattr(quantization, weights)(), filter_fn=lambda _, name: name in chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A precision that a user may name."""
+
+    name: str
+    summary: str
+    quantiser: Quantiser | None = None
+    weights: str = ""
+    """What to make of the weights, in the library's word."""
+    package: str = ""
+    """What to install for it."""
+
+
+PRECISIONS = [
+    Row("no_change", "As loaded, in the dtype of mixed_precision."),
+    Row("int8-quanto", "8-bit integers: half of bf16, hardly any loss.", quantise_quanto, "qint8", "optimum-quanto"),
+    Row("int4-quanto", "4-bit integers: a quarter of bf16, a loss that shows.", quantise_quanto, "qint4", "optimum-quanto"),
+    Row("int2-quanto", "2-bit integers: an eighth of bf16, a heavy loss.", quantise_quanto, "qint2", "optimum-quanto"),
+    Row("fp8-quanto", "8-bit floats (e4m3): half of bf16, a small loss.", quantise_quanto, "qfloat8", "optimum-quanto"),
+    Row("int8-torchao", "8-bit integers of torchao: half of bf16, hardly any loss.", quantise_torchao, "Int8WeightOnlyConfig", "torchao"),
+]
+
+
+def find(name: str, key: str = "base_model_precision") -> Row:
+    """Give the row of that name; `key` is the option that asked for it.
+
+    Raises:
+        ConfigError: no such precision.
+    """
+    rows = {row.name: row for row in PRECISIONS}
+    if name not in rows:
+        raise ConfigError(f"{key} {name!r} is unknown", hint=choose(name, rows, "precisions"))
+    return rows[name]
+
+
+def quantise(module: nn.Module, name: str, keep: Sequence[str] = ()) -> int:
+    """Quantise a frozen network's Linear layers in place, where it is, and freeze it.
+
+    Args:
+        module: the network; on any device.
+        name: of a row.
+        keep: globs of layer names that stay as they are.
+
+    Returns:
+        The number of layers quantised.
+
+    Raises:
+        ConfigError: unknown name, missing package, or nothing to quantise.
+    """
+    row = find(name)
+    if row.quantiser is None:
+        module.requires_grad_(False)
+        return 0
+    layers = _layers(module, keep)
+    if not layers:
+        raise ConfigError(
+            f"base_model_precision {name} finds no layer to quantise in {type(module).__name__}",
+            hint="Set base_model_precision to no_change.",
+        )
+    try:
+        row.quantiser(module, layers, row.weights)
+    except ImportError as error:
+        raise ConfigError(f"base_model_precision {name} needs the package {row.package}: {error}", hint=f"pip install {row.package}") from error
+    module.requires_grad_(False)  # quanto's freeze fixes the values but leaves the weights trainable
+    return len(layers)
+
+
+def _layers(module: nn.Module, keep: Sequence[str]) -> list[str]:
+    """Names of the Linear layers that are not to be kept."""
+    from torch.nn import Linear
+
+    return [
+        name for name, layer in module.named_modules() if isinstance(layer, Linear) and not any(fnmatch.fnmatch(name, pattern) for pattern in keep)
+    ]

@@ -1,0 +1,171 @@
+"""The diffusers layout of a whole model: check a folder of it before anything is loaded, write one when training is done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from simpletuner.errors import ConfigError
+from simpletuner.models.source import INDEX_FILE, STEMS, Part, Source, is_local, read_json
+
+FAMILY_OF_PIPELINE = {
+    "AuraFlow": "auraflow",
+    "StableDiffusionXL": "sdxl",
+    "StableDiffusion3": "sd3",
+    "StableDiffusion": "sd1x",
+    "Flux2": "flux2",
+    "Flux": "flux",
+    "Chroma": "chroma",
+    "PixArt": "pixart",
+    "Sana": "sana",
+    "Lumina2": "lumina2",
+    "Kolors": "kolors",
+    "HiDream": "hidream",
+    "QwenImage": "qwen_image",
+    "ZImage": "z_image",
+}
+"""How the pipeline classes of diffusers begin, to the family that a user would set; the first that fits."""
+ORIGIN_KEYS = ("_name_or_path", "name_or_path")
+"""Where the libraries note the folder from which a part was read. It is nobody's business in a file that is shared."""
+
+
+def check_model(source: Source, pipeline_class: str, parts: Sequence[str], config_only: Sequence[str] = ()) -> None:
+    """Refuse a local model that is of another family, or lacks a part or a file of it. What is on the hub is not asked for.
+
+    Args:
+        parts: names of the parts that training needs.
+        config_only: those of them of which the configuration is enough.
+
+    Raises:
+        ConfigError: says everything that is wrong at once.
+    """
+    problems = _problems(partial(_check_index, source, pipeline_class))
+    if not problems:  # a model of another kind has other parts; to list those as missing would only confuse
+        problems = _problems(*(partial(_check_part, source.part(name), name in config_only) for name in parts))
+    if problems:
+        hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+        raise ConfigError("; ".join(problem.message for problem in problems), hint=" ".join(hints) or None)
+
+
+def save_model(source: Source, denoiser_folder: str, denoiser: Any, folder: Path) -> None:
+    """Write a whole model: the denoiser from memory, every other part file by file from where it was read.
+
+    The folder appears complete or not at all, takes the place of an earlier one, and names no path of this machine.
+    """
+    staged = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    index = {key: value for key, value in source.index.items() if key not in ORIGIN_KEYS}
+    _write_json(staged / INDEX_FILE, index)
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+            continue
+        if name == denoiser_folder:
+            denoiser.save_pretrained(staged / name, safe_serialization=True)
+        else:
+            _copy_part(source.part(name), staged / name)
+    for path in staged.glob("*/*.json"):
+        _forget_origin(path)
+    earlier = folder.with_name(folder.name + ".old")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        folder.rename(earlier)
+    staged.rename(folder)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _problems(*checks: Callable[[], None]) -> list[ConfigError]:
+    found = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            found.append(error)
+    return found
+
+
+def _check_index(source: Source, pipeline_class: str) -> None:
+    location = source.location
+    root = Path(location).expanduser()
+    if not is_local(location):
+        return
+    if root.is_file() or root.suffix in (".safetensors", ".gguf"):
+        raise ConfigError(
+            f"{location} is a single file; a model is a folder in diffusers layout",
+            hint=f"Convert it with diffusers (from_single_file, then save_pretrained) and set the folder that holds {INDEX_FILE}.",
+        )
+    if not root.is_dir():
+        raise ConfigError(f"{location} is not a folder", hint="Check the path; it starts from the folder in which the command runs.")
+    if not (root / INDEX_FILE).is_file() and (root / "config.json").is_file():
+        kind = read_json(root / "config.json").get("_class_name", "network")
+        raise ConfigError(
+            f"{location} is a single {kind}, not a whole model: it has no {INDEX_FILE}",
+            hint="To replace one part of a model, set pretrained_transformer_model_name_or_path or pretrained_vae_model_name_or_path.",
+        )
+    found = str(source.index.get("_class_name"))
+    if found != pipeline_class:
+        family = next((family for start, family in FAMILY_OF_PIPELINE.items() if found.startswith(start)), None)
+        raise ConfigError(
+            f"{location} is a {found}, and model_family {source.options.model_family} needs a {pipeline_class}",
+            hint=f"It looks like model_family {family}." if family else "Set the model_family that it belongs to.",
+        )
+
+
+def _check_part(part: Part, config_only: bool) -> None:
+    if not is_local(part.location):
+        return
+    if not Path(part.location).expanduser().exists():
+        raise ConfigError(f"{part.location}, where the {part.name} should be, does not exist", hint="Check the path of that part.")
+    if config_only:
+        part.config()
+        return
+    for name, path in part.files().items():
+        if name.endswith(".safetensors") and not _is_whole(path):
+            raise ConfigError(
+                f"{path} is not a whole safetensors file ({path.stat().st_size} bytes)",
+                hint="Download it again; a git clone without git-lfs leaves small text files in place of weights.",
+            )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says, which is all of it that is read here."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return size == 8 + length + max(ends, default=0)
+
+
+def _copy_part(part: Part, folder: Path) -> None:
+    """Copy a part; files of a variant lose its name, so that the model as a whole has none."""
+    folder.mkdir()
+    variant = part.weights()[0] if part.has_weights else None
+    dot = f".{variant}" if variant else ""
+    for name, path in part.files().items():
+        is_weights = bool(dot) and name.startswith(STEMS)
+        copy = folder / (name.replace(dot, "", 1) if is_weights else name)
+        shutil.copyfile(path, copy)
+        if is_weights and name.endswith(".json"):
+            index = read_json(copy)
+            index["weight_map"] = {key: shard.replace(dot, "", 1) for key, shard in index["weight_map"].items()}
+            _write_json(copy, index)
+
+
+def _forget_origin(path: Path) -> None:
+    content = read_json(path)
+    if any(key in content for key in ORIGIN_KEYS):
+        _write_json(path, {key: value for key, value in content.items() if key not in ORIGIN_KEYS})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Prompts to embeddings with one T5-like encoder: a fixed number of tokens, padding zeroed.
+
+Letters: B batch, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from simpletuner.models.loading import load_network
+from simpletuner.models.source import Source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """A tokenizer and the frozen encoder that reads its tokens."""
+
+    tokenizer: Any
+    encoder: nn.Module
+
+
+def load_text_encoder(
+    source: Source, device: torch.device, dtype: torch.dtype, encoder: str = "text_encoder", tokenizer: str = "tokenizer"
+) -> TextEncoder:
+    """Load the classes that the model's own pipeline would, so that both read a prompt alike.
+
+    Args:
+        encoder, tokenizer: names of the two parts.
+    """
+    network = load_network(source.class_of(encoder), source.part(encoder), dtype)
+    return TextEncoder(source.class_of(tokenizer).from_pretrained(source.part(tokenizer).folder()), network.to(device))
+
+
+def encode_masked(text: TextEncoder, prompts: Sequence[str], tokens: int) -> dict[str, Tensor]:
+    """Encode prompts to `prompt` (B, T, D), zero where there is padding, and `mask` (B, T), one where there is none.
+
+    Args:
+        tokens: T; longer prompts lose their end, but not the end token.
+    """
+    import torch
+
+    device = next(text.encoder.parameters()).device
+    inputs = text.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokens, return_tensors="pt").to(device)
+    with torch.no_grad():
+        hidden = text.encoder(**inputs)[0]  # (B, T, D)
+    mask = inputs["attention_mask"]  # (B, T)
+    return {"prompt": hidden * mask[..., None], "mask": mask}
+
+
+def count_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
+    """Tokens of each prompt before truncation, end token included."""
+    # verbose=False: the tokenizer would warn of every long prompt by itself, in other words than ours.
+    return [len(ids) for ids in tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]]

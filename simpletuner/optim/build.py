@@ -1,0 +1,152 @@
+"""From options and parameters to an optimizer and a schedule."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from simpletuner.errors import ConfigError, choose
+from simpletuner.optim import schedules
+from simpletuner.optim.catalogue import Row, find
+
+if TYPE_CHECKING:
+    from simpletuner.options.optim import Optim
+
+OURS = {"self", "params", "lr", "gradient_release"}
+"""Arguments that a user may not set: the trainer does, or could not follow."""
+FUSED_DEVICES = ("cuda", "cpu")
+SETTINGS = ("initial_lr", "betas", "eps", "momentum", "weight_decay")
+"""What a user sets in a group; the rest of it (steps, estimates) is state."""
+
+
+def build_optimizer(options: Optim, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    """Make the optimizer over all parameters as one group; `initial_lr` in it is the rate at its peak.
+
+    Raises:
+        ConfigError: unknown name, missing package, unknown or refused argument.
+    """
+    row = find(options.optimizer)
+    module, name = row.where.split(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:  # installed, but broken or too old
+        raise ConfigError(f"optimizer {row.name!r} cannot be imported: {error}", hint=f"Update the package {row.package}.") from error
+    given = parse_arguments(options.optimizer_config)
+    _check_arguments(row, kind, given)
+    arguments = {**row.defaults, **given}
+    if row.fuses and not {"fused", "foreach", "differentiable"} & arguments.keys():
+        arguments["fused"] = all(parameter.device.type in FUSED_DEVICES for parameter in parameters.values())
+    rate = options.learning_rate if row.rate is None else row.rate
+    try:
+        optimizer = kind(list(parameters.values()), lr=rate, **arguments)
+    except (ValueError, TypeError) as error:  # what the class itself says of its arguments
+        raise ConfigError(f"optimizer {row.name!r} refuses its arguments: {error}", hint="Look at optimizer_config.") from error
+    for group in optimizer.param_groups:
+        group["initial_lr"] = rate
+    return optimizer
+
+
+def build_schedule(options: Optim, total_steps: int) -> Callable[[int], float]:
+    """Make the function from an optimizer step (the first is 0) to the factor on the learning rate.
+
+    Raises:
+        ConfigError: lr_end lies above the learning rate that it should be reached from.
+    """
+    row = next(row for row in schedules.SCHEDULES if row.name == options.lr_scheduler)
+    if schedules.END in row.heeds and options.lr_end > options.learning_rate:
+        raise ConfigError(
+            f"lr_end {options.lr_end:g} is more than learning_rate {options.learning_rate:g}, and lr_scheduler {row.name} falls",
+            hint="Lower lr_end, or raise learning_rate.",
+        )
+    shape = schedules.Shape(
+        total_steps=total_steps,
+        warmup_steps=options.lr_warmup_steps,
+        end=options.lr_end / options.learning_rate if options.learning_rate else 0.0,
+        cycles=options.lr_num_cycles,
+        power=options.lr_power,
+    )
+    return lambda step: schedules.factor(row, step, shape)
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> float:
+    """Set every group's rate to `factor` of its peak, and give the rate of the first."""
+    for group in optimizer.param_groups:
+        rate = group["initial_lr"] * factor
+        if isinstance(group["lr"], Tensor):  # compiled optimizers read it from a tensor
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state into a freshly built optimizer, whose own settings win: a rate that was changed stays changed.
+
+    Raises:
+        ConfigError: the state belongs to another set of parameters.
+    """
+    own = [{key: group[key] for key in SETTINGS if key in group} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ConfigError(
+            f"the saved state of the optimizer does not fit: {error}", hint="Continue with the adapter that the run began with, or start afresh."
+        ) from error
+    for group, settings in zip(optimizer.param_groups, own):
+        group.update(settings)
+
+
+def parse_arguments(config: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Read optimizer_config: a dict, or "key=value,key=value"; values may be numbers, truths, or lists in brackets.
+
+    `beta1` and `beta2` together are `betas`.
+    """
+    if not isinstance(config, str):
+        given = dict(config or {})
+    else:
+        given = {}
+        for part in re.split(r",(?![^(\[]*[)\]])", config):  # commas outside brackets
+            key, sign, value = part.partition("=")
+            if not part.strip():
+                continue
+            if not sign:
+                raise ConfigError(f"optimizer_config: {part.strip()!r} has no value", hint="Write it as key=value,key=value.")
+            given[key.strip()] = value.strip()
+    read = {key: _value(value) for key, value in given.items()}
+    halves = [read.pop(key, None) for key in ("beta1", "beta2")]
+    if any(half is not None for half in halves):
+        if None in halves:
+            raise ConfigError("optimizer_config sets one of beta1 and beta2", hint="Set both, or betas.")
+        read["betas"] = tuple(halves)
+    return read
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str):
+        return value
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if value.lower() in words:
+        return words[value.lower()]
+    try:
+        return _value(ast.literal_eval(value))
+    except (ValueError, SyntaxError):  # plain text
+        return value
+
+
+def _check_arguments(row: Row, kind: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    signature = inspect.signature(kind).parameters
+    known = {name for name, parameter in signature.items() if parameter.kind is not parameter.VAR_KEYWORD} - OURS
+    if "lr" in given:
+        raise ConfigError("optimizer_config sets lr", hint="Set learning_rate instead.")
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"optimizer_config: {row.name} has no argument {name!r}", hint=choose(name, known, "arguments"))

@@ -1,0 +1,47 @@
+"""Options of the model: its family, its flavour, and where its parts come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from simpletuner.options.option import REQUIRED, Section, option
+
+
+class Models(Section):
+    """Which model is trained, and where its parts come from."""
+
+    model_family: str = option(REQUIRED, ask="Which family of model?", choices_from="family")
+    """Family of the base model: it decides how the model is loaded, trained and sampled."""
+
+    model_flavour: str | None = option(None, ask="Which flavour of it?", choices_from="flavour")
+    """Flavour of the family, a published model on the hub. The family's first one if not given."""
+
+    pretrained_model_name_or_path: str | None = option(None, ask="Hub id or folder of the base model (empty for the flavour's own)?")
+    """Hub id or folder, in diffusers layout, of the base model to take instead of the flavour's."""
+
+    pretrained_transformer_model_name_or_path: str | None = option(None, advanced=True)
+    """Hub id or folder of a transformer to take instead of the base model's own."""
+
+    pretrained_transformer_subfolder: str | None = option(None, advanced=True)
+    """Folder of the transformer inside `pretrained_transformer_model_name_or_path`; `transformer` if not given."""
+
+    pretrained_unet_model_name_or_path: str | None = option(None, advanced=True)
+    """Hub id or folder of a U-Net to take instead of the base model's own."""
+
+    pretrained_unet_subfolder: str | None = option(None, advanced=True)
+    """Folder of the U-Net inside `pretrained_unet_model_name_or_path`; `unet` if not given."""
+
+    pretrained_vae_model_name_or_path: str | None = option(None, advanced=True)
+    """Hub id or folder of a VAE to take instead of the base model's own."""
+
+    revision: str | None = option(None, advanced=True)
+    """Branch, tag or commit on the hub; the main branch if not given."""
+
+    variant: str | None = option(None, advanced=True)
+    """Variant of the weight files, such as `fp16` in model.fp16.safetensors."""
+
+    model_init: Literal["pretrained", "random"] = option("pretrained", advanced=True)
+    """Where the denoiser's weights come from. `random` takes its config.json alone and trains from scratch."""
+
+    tokenizer_max_length: int | None = option(None, ge=1, advanced=True)
+    """Text tokens that a caption is cut or filled to; the family's own number if not given."""

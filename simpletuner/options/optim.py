@@ -1,0 +1,49 @@
+"""Options of the optimizer, its learning rate over time, and gradient clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from simpletuner.options.option import Problem, Section, option
+
+
+class Optim(Section):
+    """How what is trained learns."""
+
+    optimizer: str = option("torch-adamw", ask="Which optimizer?", choices_from="optimizer")
+    """Optimizer. The default suits adapters; lion ones want 3 to 10 times less `learning_rate`."""
+
+    optimizer_config: dict[str, Any] | str | None = option(None, advanced=True)
+    """Further arguments of the optimizer, as an object or as `weight_decay=0.1,eps=1e-6`."""
+
+    learning_rate: float = option(1e-4, ask="Learning rate?", gt=0)
+    """Step size at its peak. Usual for an adapter: 1e-5 to 1e-3; less for a large rank, a large file or all weights."""
+
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"] = option(
+        "constant", ask="How should the rate go over time?", spellings={"cosine_with_warmup": "cosine"}
+    )
+    """How the rate goes over time. All of them begin with `lr_warmup_steps`."""
+
+    lr_warmup_steps: int = option(0, ge=0)
+    """Optimizer steps over which the rate rises to its peak."""
+
+    lr_end: float = option(0.0, ge=0, advanced=True)
+    """Rate at the end of a schedule that falls."""
+
+    lr_num_cycles: int = option(1, ge=1, advanced=True)
+    """Times that `cosine_with_restarts` and `sine` run through their shape."""
+
+    lr_power: float = option(1.0, gt=0, advanced=True)
+    """Power of `polynomial`: above 1 falls early, below 1 late."""
+
+    max_grad_norm: float = option(1.0, ge=0)
+    """Largest gradient that is let through; 0 lets all through."""
+
+    grad_clip_method: Literal["norm", "value"] = option("norm", advanced=True)
+    """What `max_grad_norm` limits: the length of the whole gradient (norm), or each of its numbers (value)."""
+
+    def problems(self) -> Iterator[Problem]:
+        falls = self.lr_scheduler not in ("constant", "constant_with_warmup")
+        if falls and self.lr_end > self.learning_rate:
+            yield Problem(("lr_end", "learning_rate"), f"lr_end is above learning_rate, from which lr_scheduler {self.lr_scheduler} falls")

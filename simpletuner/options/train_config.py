@@ -1,0 +1,85 @@
+"""All options of a run together, and the rules between sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from simpletuner.options.adapters import Adapters
+from simpletuner.options.data import Data
+from simpletuner.options.diffusion import Diffusion
+from simpletuner.options.memory import Memory
+from simpletuner.options.models import Models
+from simpletuner.options.optim import Optim
+from simpletuner.options.option import Option, Problem, Section, options_of
+from simpletuner.options.reporting import Reporting
+from simpletuner.options.training import Training
+from simpletuner.options.validation import Validation
+
+SECTIONS: dict[str, type[Section]] = {
+    "models": Models,
+    "adapters": Adapters,
+    "memory": Memory,
+    "diffusion": Diffusion,
+    "optim": Optim,
+    "data": Data,
+    "training": Training,
+    "validation": Validation,
+    "reporting": Reporting,
+}
+
+
+class TrainConfig(BaseModel):
+    """Everything that a run was asked to do, checked and frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Models
+    adapters: Adapters
+    memory: Memory
+    diffusion: Diffusion
+    optim: Optim
+    data: Data
+    training: Training
+    validation: Validation
+    reporting: Reporting
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by its key, in values that JSON knows."""
+        return {key: value for section in self.model_dump(mode="json").values() for key, value in section.items()}
+
+    def value(self, key: str) -> Any:
+        """The value of one option."""
+        return getattr(getattr(self, declared()[key].section), key)
+
+    def problems(self) -> Iterator[Problem]:
+        """Name the options of different sections that do not go together."""
+        if self.adapters.model_type == "full" and self.memory.base_model_precision != "no_change":
+            keys = ("base_model_precision", "model_type")
+            yield Problem(keys, "base_model_precision must be no_change with model_type full: quantised weights cannot be trained")
+        if self.adapters.model_type == "lora" and self.models.model_init == "random":
+            yield Problem(("model_init", "model_type"), "model_init random needs model_type full: an adapter on random weights is of no use")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        found = [problem.text for problem in self.problems()]
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+
+@cache
+def declared() -> dict[str, Option]:
+    """Every option by its key, section after section."""
+    found = {key: option for section in SECTIONS.values() for key, option in options_of(section).items()}
+    assert len(found) == sum(len(options_of(section)) for section in SECTIONS.values()), "two sections declare the same key"
+    return found
+
+
+@cache
+def spellings() -> dict[str, str]:
+    """Every older spelling of a key, to the key."""
+    return {old: option.key for option in declared().values() for old in (*option.was, *option.was_opposite)}

@@ -1,0 +1,57 @@
+"""Options of the pictures that show what the training has come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from simpletuner.options.option import Section, option
+
+
+class Validation(Section):
+    """Which pictures are rendered to see what the training has come to, and when."""
+
+    validation_prompt: str | None = option(None, ask="Prompt to render while training?")
+    """Prompt that is rendered at every validation."""
+
+    user_prompt_library: Path | None = option(None)
+    """JSON file of further prompts: {"nickname": "the prompt"}; the nickname becomes the picture's file name."""
+
+    validation_negative_prompt: str = option("blurry, cropped, ugly", may_be_empty=True)
+    """What the pictures should not show; it has an effect when `validation_guidance` is above 1."""
+
+    validation_resolution: str = option("256", ask="Size of validation pictures?")
+    """Sizes to render, e.g. 1024x768, or 1024 for a square, or several with commas."""
+
+    validation_guidance: float | None = option(None, ge=0)
+    """How strongly pictures follow the prompt (classifier-free guidance); the family's own number if not given."""
+
+    validation_num_inference_steps: int = option(30, ge=1)
+    """Steps in which a picture is rendered."""
+
+    validation_seed: int | None = option(None, ge=0)
+    """Seed of the pictures, so that they can be compared; that of the run if not given."""
+
+    num_validation_images: int = option(1, ge=1)
+    """Pictures of each prompt and size, with seeds that follow one another."""
+
+    validation_step_interval: int = option(100, ask="Render every how many steps?", was=["validation_steps"], ge=0)
+    """Optimizer steps between validations; 0 renders none while training."""
+
+    validation_on_startup: bool = option(False)
+    """Also render before the first step, with the adapter as it starts or was resumed."""
+
+    validation_disable: bool = option(False)
+    """Render nothing at all."""
+
+    disable_benchmark: bool = option(False)
+    """Do not render the untouched base model, which otherwise stands first in the comparison."""
+
+    validation_lycoris_strength: float = option(1.0, ge=0, advanced=True)
+    """Strength of the adapter in the pictures."""
+
+    validation_guidance_rescale: float = option(0.0, ge=0, le=1, advanced=True)
+    """Brings the contrast of guided pictures back towards that of unguided ones; 0 leaves it, usual is 0.7."""
+
+    ema_validation: Literal["none", "ema_only", "comparison"] = option("ema_only", advanced=True)
+    """With `use_ema`, which weights are rendered: the trained ones (none), the averaged ones (ema_only), or both."""

@@ -1,0 +1,61 @@
+"""Adapter files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from simpletuner.adapters import weights
+from simpletuner.errors import ConfigError
+
+
+def test_the_library_reads_what_was_written(tmp_path):
+    tensors = {
+        "b.half": torch.randn(3, 5).bfloat16(),
+        "a": torch.randn(2, 3, 4).transpose(0, 2),
+        "wide": torch.randn(3, dtype=torch.float64),
+        "scalar": torch.tensor(4.0),
+        "empty": torch.empty(0, 3),
+    }
+
+    weights.write(tmp_path / "adapter.safetensors", tensors, {"said": "zwölf", "format": "pt"})
+
+    found = load_file(tmp_path / "adapter.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype and torch.equal(found[name], value)
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+        assert file.metadata() == {"said": "zwölf", "format": "pt"}
+
+
+def test_another_process_writes_the_same_bytes(tmp_path):
+    code = """
+import sys, torch
+from pathlib import Path
+from simpletuner.adapters import weights
+weights.write(Path(sys.argv[1]), {name: torch.arange(5.0) for name in "cab"}, {key: key for key in "zyxwvu"})
+"""
+    for name in "12":
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
+
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "adapter.safetensors").write_bytes(b"not tensors")
+
+    with pytest.raises(ConfigError, match=r"adapter\.safetensors"):
+        weights.read(tmp_path / "adapter.safetensors")
+
+
+def test_missing_and_unused_keys_are_named_and_counted(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        weights.check_keys(tmp_path, ["a", "b"], ["a", "c", "d", "e", "f"])
+
+    assert "4 missing (c, d, e, ...)" in error.value.message
+    assert "1 unused (b)" in error.value.message
