@@ -28,10 +28,11 @@ class RowEncoder(Generic[Items]):
             hint: what to do when not even one item fits.
         """
         self.batch_size = batch_size
-        self._encode, self._warn, self._option, self._hint = encode, warn, option, hint
+        self._encode: Callable[[Items], Mapping[str, Tensor]] = encode
+        self._warn, self._option, self._hint = warn, option, hint
 
     def rows(self, items: Items) -> list[Row]:
-        """Encode items in their order.
+        """Encode items in their order; the answers come to the CPU.
 
         Raises:
             MemoryLimitError: one item alone is too much.
@@ -44,7 +45,8 @@ class RowEncoder(Generic[Items]):
                 self._shrink(len(part))
                 continue
             assert all(len(tensor) == len(part) for tensor in encoded.values()), "an encoder answers one row an item"
-            rows += [{name: tensor[index] for name, tensor in encoded.items()} for index in range(len(part))]
+            arrived = {name: tensor.detach().cpu() for name, tensor in encoded.items()}
+            rows += [{name: tensor[index] for name, tensor in arrived.items()} for index in range(len(part))]
         return rows
 
     def _try(self, part: Items) -> Mapping[str, Tensor] | None:

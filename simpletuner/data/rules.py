@@ -52,19 +52,6 @@ def geometry_rule(written: DatasetOptions, options: Data, alignment_px: int) -> 
     maximum = measure("maximum_image_size", written.maximum_image_size, options.maximum_image_size)
     target = measure("target_downsample_size", written.target_downsample_size, options.target_downsample_size)
     assert resolution is not None
-    problems += crop_faults(written)
-    if problems:
-        return Settled(None, tuple(problems))
-    if resolution.area_px < alignment_px**2:
-        problems.append(f"resolution {resolution} is less than one step of {alignment_px} px, which sides of this model's pictures are multiples of")
-    if maximum is not None and target is None:
-        problems.append("maximum_image_size needs target_downsample_size: the size to which larger images are brought")
-    if maximum is not None and target is not None and maximum.unit == target.unit and target.limit > maximum.limit:
-        problems.append(
-            f"target_downsample_size {target.value:g} is over maximum_image_size {maximum.value:g}, so nothing could be brought down to it"
-        )
-    if written.minimum_aspect_ratio and written.maximum_aspect_ratio and written.minimum_aspect_ratio > written.maximum_aspect_ratio:
-        problems.append(f"minimum_aspect_ratio {written.minimum_aspect_ratio:g} is over maximum_aspect_ratio {written.maximum_aspect_ratio:g}")
     rule = GeometryRule(
         resolution=resolution,
         alignment_px=alignment_px,
@@ -74,12 +61,28 @@ def geometry_rule(written: DatasetOptions, options: Data, alignment_px: int) -> 
         crop_aspect=first(written.crop_aspect, "square"),
         choices=choices_of(written),
         minimum=minimum,
-        maximum=maximum if written.crop else None,
-        target=target if written.crop else None,
+        maximum=maximum,
+        target=target,
         minimum_aspect=written.minimum_aspect_ratio,
         maximum_aspect=written.maximum_aspect_ratio,
     )
-    return Settled(None if problems else rule, tuple(problems), tuple(crop_notes(written, maximum, target)))
+    problems += [*([] if problems else size_faults(rule)), *crop_faults(written)]
+    return Settled(None if problems else rule, tuple(problems), tuple(crop_notes(written, rule)))
+
+
+def size_faults(rule: GeometryRule) -> list[str]:
+    """Check what sizes must be to each other."""
+    faults = []
+    least, most = rule.minimum_aspect, rule.maximum_aspect
+    if rule.resolution.area_px < rule.alignment_px**2:
+        faults.append(f"resolution {rule.resolution} is less than {rule.alignment_px} px, which sides of this model's pictures are multiples of")
+    if rule.maximum is not None and rule.target is None:
+        faults.append("maximum_image_size needs target_downsample_size: the size to which larger images are brought")
+    if rule.maximum is not None and rule.target is not None and rule.maximum.unit == rule.target.unit and rule.target.limit > rule.maximum.limit:
+        faults.append(f"target_downsample_size {rule.target} is over maximum_image_size {rule.maximum}; images are brought down to it")
+    if least and most and least > most:
+        faults.append(f"minimum_aspect_ratio {least:g} is over maximum_aspect_ratio {most:g}")
+    return faults
 
 
 def measure_fault(measure: Measure) -> str | None:
@@ -87,12 +90,10 @@ def measure_fault(measure: Measure) -> str | None:
     value = measure.value
     if not value > 0:
         return "a size is more than 0"
+    if measure.unit == "area" and value >= LARGEST_MEGAPIXELS:
+        return f"area is in megapixels, under {LARGEST_MEGAPIXELS}; for an edge in pixels write resolution_type pixel_area"
     if measure.unit == "area":
-        return (
-            f"area is in megapixels, under {LARGEST_MEGAPIXELS}; for an edge in pixels write resolution_type pixel_area"
-            if value >= LARGEST_MEGAPIXELS
-            else None
-        )
+        return None
     if value != round(value):
         return "pixels are whole; for megapixels write resolution_type area"
     if value < 8:
@@ -105,9 +106,7 @@ def crop_faults(written: DatasetOptions) -> list[str]:
     faults = []
     wants = written.crop and written.crop_aspect in ("closest", "random")
     if wants and not written.crop_aspect_buckets:
-        faults.append(
-            f"crop_aspect {written.crop_aspect!r} needs crop_aspect_buckets, a list of aspects (width over height) such as [1.0, 0.75, 1.33]"
-        )
+        faults.append(f"crop_aspect {written.crop_aspect!r} needs crop_aspect_buckets: a list of widths over heights, such as [1.0, 0.75, 1.33]")
     weighted = [choice for choice in written.crop_aspect_buckets if isinstance(choice, AspectWeight)]
     plain = [choice for choice in written.crop_aspect_buckets if not isinstance(choice, AspectWeight)]
     if weighted and plain:
@@ -125,25 +124,23 @@ def choices_of(written: DatasetOptions) -> tuple[AspectChoice, ...]:
     return tuple(AspectChoice(Fraction(str(aspect)), Fraction(str(weight))) for aspect, weight in pairs)
 
 
-def crop_notes(written: DatasetOptions, maximum: Measure | None, target: Measure | None) -> list[str]:
+def crop_notes(written: DatasetOptions, rule: GeometryRule) -> list[str]:
     """Name what has no effect."""
-    notes = []
     if not written.crop:
         idle = {
             "crop_style": written.crop_style not in (None, "center"),
             "crop_aspect": written.crop_aspect not in (None, "preserve"),
             "crop_aspect_buckets": bool(written.crop_aspect_buckets),
-            "maximum_image_size": maximum is not None,
-            "target_downsample_size": target is not None,
+            "maximum_image_size": rule.maximum is not None,
+            "target_downsample_size": rule.target is not None,
         }
         asked = [key for key, is_asked in idle.items() if is_asked]
-        if asked:
-            notes.append(f"{', '.join(asked)} without effect: crop is off, so pictures keep their own shape and all that fits into it")
-    else:
-        if written.crop_aspect_buckets and written.crop_aspect not in ("closest", "random"):
-            notes.append("crop_aspect_buckets without effect: crop_aspect is not 'closest' or 'random'")
-        if target is not None and maximum is None:
-            notes.append("target_downsample_size without effect: there is no maximum_image_size")
+        return [f"{', '.join(asked)} without effect: crop is off, so a picture keeps its own shape"] if asked else []
+    notes = []
+    if written.crop_aspect_buckets and written.crop_aspect not in ("closest", "random"):
+        notes.append("crop_aspect_buckets without effect: crop_aspect is not 'closest' or 'random'")
+    if rule.target is not None and rule.maximum is None:
+        notes.append("target_downsample_size without effect: there is no maximum_image_size")
     return notes
 
 
@@ -159,14 +156,14 @@ def caption_rule(written: DatasetOptions, options: Data) -> Settled[CaptionRule]
     prepends = first(written.prepend_instance_prompt, options.prepend_instance_prompt)
     if only:
         strategy = "instanceprompt"
-    for key, is_asked in (
-        ("only_instance_prompt", only),
-        ("prepend_instance_prompt", prepends),
-        ("caption_strategy 'instanceprompt'", strategy == "instanceprompt"),
-    ):
-        if is_asked and not prompts:
-            problems.append(f"{key} needs instance_prompt: the words to use")
-            break
+    wants = {
+        "only_instance_prompt": only,
+        "prepend_instance_prompt": prepends,
+        "caption_strategy 'instanceprompt'": strategy == "instanceprompt",
+    }
+    asked = [key for key, is_asked in wants.items() if is_asked]
+    if asked and not prompts:
+        problems.append(f"{asked[0]} needs instance_prompt: the words to use")
     if problems:
         return Settled(None, tuple(problems))
     if written.instance_prompt and not prepends and not STRATEGIES[strategy].needs_prompt:

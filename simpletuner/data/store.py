@@ -119,7 +119,7 @@ class Store:
         for path in self._files():
             try:
                 if path.name.endswith(".tmp") and time.time() - path.stat().st_mtime > older_than_seconds:
-                    path.unlink()
+                    os.unlink(path)
                     swept += 1
             except OSError:  # another process swept or finished it first, or the folder is read-only: harmless either way
                 continue
@@ -200,5 +200,5 @@ def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

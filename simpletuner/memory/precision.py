@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,13 +45,15 @@ class Row:
     """What to make of the weights, in the library's word."""
     package: str = ""
     """What to install for it."""
+    compiles: bool = False
+    """Whether the library compiles C++ when the weights are first used."""
 
 
 PRECISIONS = [
     Row("no_change", "As loaded, in the dtype of mixed_precision."),
     Row("int8-quanto", "8-bit integers: half of bf16, hardly any loss.", quantise_quanto, "qint8", "optimum-quanto"),
-    Row("int4-quanto", "4-bit integers: a quarter of bf16, a loss that shows.", quantise_quanto, "qint4", "optimum-quanto"),
-    Row("int2-quanto", "2-bit integers: an eighth of bf16, a heavy loss.", quantise_quanto, "qint2", "optimum-quanto"),
+    Row("int4-quanto", "4-bit integers: a quarter of bf16, a loss that shows.", quantise_quanto, "qint4", "optimum-quanto", True),
+    Row("int2-quanto", "2-bit integers: an eighth of bf16, a heavy loss.", quantise_quanto, "qint2", "optimum-quanto", True),
     Row("fp8-quanto", "8-bit floats (e4m3): half of bf16, a small loss.", quantise_quanto, "qfloat8", "optimum-quanto"),
     Row("int8-torchao", "8-bit integers of torchao: half of bf16, hardly any loss.", quantise_torchao, "Int8WeightOnlyConfig", "torchao"),
 ]
@@ -79,12 +83,14 @@ def quantise(module: nn.Module, name: str, keep: Sequence[str] = ()) -> int:
         The number of layers quantised.
 
     Raises:
-        ConfigError: unknown name, missing package, or nothing to quantise.
+        ConfigError: unknown name, missing package or compiler, or nothing to quantise.
     """
     row = find(name)
     if row.quantiser is None:
         module.requires_grad_(False)
         return 0
+    if row.compiles and not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++")):
+        raise ConfigError(f"base_model_precision {name} needs a C++ compiler, which is not installed", hint="apt install g++, or use int8-quanto.")
     layers = _layers(module, keep)
     if not layers:
         raise ConfigError(

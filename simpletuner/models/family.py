@@ -62,12 +62,15 @@ class ModelFamily(ABC):
 
     def notes(self) -> list[str]:
         """Settings of the model that have no effect in this run, a sentence each."""
-        other = {"transformer": "unet", "unet": "transformer"}[self.denoiser_folder]
-        return (
-            [f"pretrained_{other}_model_name_or_path has no effect: {self.options.model_family} has no {other}"]
-            if self.source.is_replaced(other)
-            else []
-        )
+        options, name = self.options, self.denoiser_folder
+        subfolders = {"transformer": options.pretrained_transformer_subfolder, "unet": options.pretrained_unet_subfolder}
+        other = "unet" if name == "transformer" else "transformer"
+        found = []
+        if self.source.is_replaced(other) or subfolders[other]:
+            found.append(f"pretrained_{other}_model_name_or_path and its subfolder have no effect: {options.model_family} has no {other}")
+        if subfolders[name] and not self.source.is_replaced(name):
+            found.append(f"pretrained_{name}_subfolder has no effect without pretrained_{name}_model_name_or_path")
+        return found
 
     def check_source(self) -> None:
         """Refuse a local folder that lacks a needed part or is of another family; what is on the hub is not asked for.

@@ -153,7 +153,7 @@ class Source:
         if name not in self._parts:
             location, subfolder = self._replaced.get(name, (None, None))
             if location is None:
-                self._parts[name] = Part(name, self.location, (subfolder or name,), self.options.revision, self.options.variant)
+                self._parts[name] = Part(name, self.location, (name,), self.options.revision, self.options.variant)
             else:
                 # revision belongs to the model's repository; one that replaces a part of it has its own history.
                 self._parts[name] = Part(name, location, (name, "") if subfolder is None else (subfolder,), None, self.options.variant)
@@ -283,19 +283,14 @@ def _from_hub(repository: str, revision: str | None, fetch: Callable[[], T]) -> 
             f"{repository!r} is neither a folder here nor a repository on the hub",
             hint="Check the spelling; a private repository needs `hf auth login` or HF_TOKEN.",
         ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    # HTTPError is httpx's or requests', by the release of huggingface_hub, and either's failures to connect are of it or OSErrors.
+    except (OSError, errors.HfHubHTTPError.__bases__[0]) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise MemoryLimitError(
                 f"the disk is full, so {repository} cannot be downloaded", hint="Make room, or set HF_HOME to another disk."
             ) from error
-        raise _unreachable(repository, error) from error
-    except Exception as error:  # of requests or httpx, by the release of huggingface_hub: neither has a base that we may import
-        raise _unreachable(repository, error) from error
-
-
-def _unreachable(repository: str, error: Exception) -> SimpleTunerError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return SimpleTunerError(
-        f"{repository} cannot be downloaded: {reason}",
-        hint="Check the network and HF_ENDPOINT, or set pretrained_model_name_or_path to a folder that has the model.",
-    )
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SimpleTunerError(
+            f"{repository} cannot be downloaded: {reason}",
+            hint="Check the network and HF_ENDPOINT, or set pretrained_model_name_or_path to a folder that has the model.",
+        ) from error

@@ -54,21 +54,12 @@ def build_optimizer(options: Optim, parameters: Mapping[str, nn.Parameter]) -> O
 
 
 def build_schedule(options: Optim, total_steps: int) -> Callable[[int], float]:
-    """Make the function from an optimizer step (the first is 0) to the factor on the learning rate.
-
-    Raises:
-        ConfigError: lr_end lies above the learning rate that it should be reached from.
-    """
+    """Make the function from an optimizer step (the first is 0) to the factor on the learning rate."""
     row = next(row for row in schedules.SCHEDULES if row.name == options.lr_scheduler)
-    if schedules.END in row.heeds and options.lr_end > options.learning_rate:
-        raise ConfigError(
-            f"lr_end {options.lr_end:g} is more than learning_rate {options.learning_rate:g}, and lr_scheduler {row.name} falls",
-            hint="Lower lr_end, or raise learning_rate.",
-        )
     shape = schedules.Shape(
         total_steps=total_steps,
         warmup_steps=options.lr_warmup_steps,
-        end=options.lr_end / options.learning_rate if options.learning_rate else 0.0,
+        end=options.lr_end / options.learning_rate,
         cycles=options.lr_num_cycles,
         power=options.lr_power,
     )

@@ -17,7 +17,6 @@ def notes(options: Optim) -> tuple[str, ...]:
     schedule = next(row for row in SCHEDULES if row.name == options.lr_scheduler)
     for key in sorted({key for row in SCHEDULES for key in row.heeds} - schedule.heeds):
         value = {
-            "lr_warmup_steps": options.lr_warmup_steps,
             "lr_end": options.lr_end,
             "lr_num_cycles": options.lr_num_cycles,
             "lr_power": options.lr_power,

@@ -58,19 +58,19 @@ class Row:
     name: str
     fall: Fall
     summary: str
-    heeds: frozenset[str]
-    """The options that shape it; the others have no effect."""
+    heeds: frozenset[str] = frozenset()
+    """The options that shape it, besides lr_warmup_steps, which every schedule begins with; the others have no effect."""
 
 
-WARMUP, END, CYCLES, POWER = "lr_warmup_steps", "lr_end", "lr_num_cycles", "lr_power"
+END, CYCLES, POWER = "lr_end", "lr_num_cycles", "lr_power"
 SCHEDULES = [
-    Row("constant", stay, "The same rate from the first step to the last.", frozenset()),
-    Row("constant_with_warmup", stay, "A warm-up, then the same rate to the last step.", frozenset({WARMUP})),
-    Row("linear", linear, "A warm-up, then a straight fall to lr_end.", frozenset({WARMUP, END})),
-    Row("cosine", cosine, "A warm-up, then half a cosine wave down to lr_end.", frozenset({WARMUP, END})),
-    Row("cosine_with_restarts", cosine_with_restarts, "A warm-up, then lr_num_cycles falls, each from the peak.", frozenset({WARMUP, END, CYCLES})),
-    Row("polynomial", polynomial, "A warm-up, then a fall to lr_end by the power lr_power.", frozenset({WARMUP, END, POWER})),
-    Row("sine", sine, "A warm-up, then lr_num_cycles waves between the peak and lr_end.", frozenset({WARMUP, END, CYCLES})),
+    Row("constant", stay, "The same rate to the last step."),
+    Row("constant_with_warmup", stay, "The same as constant, by the name that it has elsewhere where there is a warm-up."),
+    Row("linear", linear, "A straight fall to lr_end.", frozenset({END})),
+    Row("cosine", cosine, "Half a cosine wave down to lr_end.", frozenset({END})),
+    Row("cosine_with_restarts", cosine_with_restarts, "lr_num_cycles such falls, each from the peak.", frozenset({END, CYCLES})),
+    Row("polynomial", polynomial, "A fall to lr_end by the power lr_power.", frozenset({END, POWER})),
+    Row("sine", sine, "lr_num_cycles waves between the peak and lr_end.", frozenset({END, CYCLES})),
 ]
 
 
@@ -80,8 +80,7 @@ def factor(row: Row, step: int, shape: Shape) -> float:
     The warm-up rises in equal parts and never trains at rate 0: its first step has 1 / (warmup_steps + 1), and the
     step after it the peak. The end is reached as the run ends, after its last step.
     """
-    warmup_steps = shape.warmup_steps if WARMUP in row.heeds else 0
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = min(1.0, (step - warmup_steps) / max(1, shape.total_steps - warmup_steps))
+    if step < shape.warmup_steps:
+        return (step + 1) / (shape.warmup_steps + 1)
+    progress = min(1.0, (step - shape.warmup_steps) / max(1, shape.total_steps - shape.warmup_steps))
     return 1 - (1 - shape.end) * (1 - row.fall(progress, shape))

@@ -85,19 +85,15 @@ class Data(Section):
     def problems(self) -> Iterator[Problem]:
         if self.maximum_image_size and not self.target_downsample_size:
             yield Problem(("maximum_image_size",), "maximum_image_size needs target_downsample_size, the size to shrink larger images to")
-        for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"):
-            size = {
-                "resolution": self.resolution,
-                "minimum_image_size": self.minimum_image_size,
-                "maximum_image_size": self.maximum_image_size,
-                "target_downsample_size": self.target_downsample_size,
-            }[key]
+        sizes = {
+            "resolution": self.resolution,
+            "minimum_image_size": self.minimum_image_size,
+            "maximum_image_size": self.maximum_image_size,
+            "target_downsample_size": self.target_downsample_size,
+        }
+        unit = f"with resolution_type {self.resolution_type}"
+        for key, size in sizes.items():
             if size and self.resolution_type == "area" and size > LARGEST_MEGAPIXELS:
-                yield Problem((key, "resolution_type"), f"{key} is in megapixels with resolution_type area; {size:g} are more than {LARGEST_MEGAPIXELS}")
+                yield Problem((key, "resolution_type"), f"{key} is in megapixels {unit}; {size:g} cannot be meant")
             if size and self.resolution_type != "area" and size < SMALLEST_PIXELS:
-                yield Problem(
-                    (key, "resolution_type"), f"{key} is in pixels with resolution_type {self.resolution_type}; {size:g} are fewer than {SMALLEST_PIXELS}"
-                )
-        for key, is_on in (("prepend_instance_prompt", self.prepend_instance_prompt), ("only_instance_prompt", self.only_instance_prompt)):
-            if is_on and not self.instance_prompt:
-                yield Problem((key, "instance_prompt"), f"{key} needs instance_prompt")
+                yield Problem((key, "resolution_type"), f"{key} is in pixels {unit}; {size:g} cannot be meant")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from pydantic import field_validator
+
 from simpletuner.options.option import Problem, Section, option
 
 
 class Diffusion(Section):
     """At which noise levels the model learns, and how its error is measured."""
 
-    flow_schedule_shift: float | None = option(None, gt=0)
-    """Moves the noise levels of a flow-matching model: above 1 towards composition, below 1 towards detail. The family's own if not given."""
+    flow_schedule_shift: float | None = option(None, ge=0)
+    """Moves a flow-matching model's noise levels: above 1 towards composition, below 1 towards detail, 1 (or 0) not. The family's own if not given."""
 
     flow_schedule_auto_shift: bool = option(False)
     """Let the shift grow with the image's size. Wins over `flow_schedule_shift`."""
@@ -37,6 +39,11 @@ class Diffusion(Section):
 
     huber_c: float = option(0.1, gt=0, advanced=True)
     """Error from which `huber` and `smooth_l1` count less than by the square."""
+
+    @field_validator("flow_schedule_shift")
+    @classmethod
+    def _zero_is_no_shift(cls, value: float | None) -> float | None:
+        return 1.0 if value == 0 else value
 
     def problems(self) -> Iterator[Problem]:
         if self.flow_use_uniform_schedule and self.flow_use_beta_schedule:

@@ -60,8 +60,6 @@ class TrainConfig(BaseModel):
         if self.adapters.model_type == "full" and self.memory.base_model_precision != "no_change":
             keys = ("base_model_precision", "model_type")
             yield Problem(keys, "base_model_precision must be no_change with model_type full: quantised weights cannot be trained")
-        if self.adapters.model_type == "lora" and self.models.model_init == "random":
-            yield Problem(("model_init", "model_type"), "model_init random needs model_type full: an adapter on random weights is of no use")
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +27,12 @@ LONGEST_SHOWN = 3
 class Vae:
     """The VAE when it is needed: loaded at its first use, and again after a release. Safe to use from the loader's thread."""
 
-    def __init__(self, family: ModelFamily, options: Memory, device: torch.device) -> None:
-        self._family, self._options, self._device = family, options, device
+    def __init__(self, family: ModelFamily, options: Memory, device: torch.device, memo_folder: Path) -> None:
+        """
+        Args:
+            memo_folder: where digests of large weight files are remembered.
+        """
+        self._family, self._options, self._device, self._memo_folder = family, options, device, memo_folder
         self._vae: nn.Module | None = None
         self._lock = threading.RLock()
 
@@ -51,6 +56,10 @@ class Vae:
             moments = self._family.encode_pixels(vae, pixels.to(self._device))
             return {name: tensor.cpu() for name, tensor in moments.items()}
 
+    def fingerprint(self) -> str:
+        """What latents depend on besides the pixels, precision included."""
+        return f"{self._family.vae_fingerprint(self._memo_folder)} {vae_dtype(self._options, self._device)}"
+
     def release(self) -> None:
         with self._lock:
             release(self._vae)
@@ -60,8 +69,12 @@ class Vae:
 class TextEncoders:
     """The text encoders when they are needed: loaded at the first prompt, gone after `release`."""
 
-    def __init__(self, family: ModelFamily, options: Memory, device: torch.device) -> None:
-        self._family, self._options, self._device = family, options, device
+    def __init__(self, family: ModelFamily, options: Memory, device: torch.device, memo_folder: Path) -> None:
+        """
+        Args:
+            memo_folder: where digests of large weight files are remembered.
+        """
+        self._family, self._options, self._device, self._memo_folder = family, options, device, memo_folder
         self._encoders: Any = None
 
     def get(self) -> Any:
@@ -79,7 +92,7 @@ class TextEncoders:
 
     def fingerprint(self) -> str:
         """What embeddings depend on besides the prompt, precision included."""
-        return f"{self._family.text_fingerprint()} {weight_dtype(self._options)} {' '.join(self._precisions())}"
+        return f"{self._family.text_fingerprint(self._memo_folder)} {weight_dtype(self._options)} {' '.join(self._precisions())}"
 
     def release(self) -> None:
         release(self._encoders)

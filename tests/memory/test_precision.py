@@ -16,7 +16,9 @@ from simpletuner.options.adapters import Adapters
 
 ERRORS = {"int8-quanto": 0.02, "int4-quanto": 0.2, "int2-quanto": 0.8, "fp8-quanto": 0.1, "int8-torchao": 0.02}
 """How far the answer may be off, relative to the answer in bf16."""
-QUANTISED = list(ERRORS)
+NAMES = list(ERRORS)
+COMPILES = pytest.mark.slow(reason="quanto compiles C++ for minutes when it is first used")
+QUANTISED = [pytest.param(name, marks=COMPILES) if name in ("int4-quanto", "int2-quanto") else name for name in NAMES]
 
 
 class Attention(nn.Module):
@@ -43,7 +45,7 @@ def make_lycoris(tmp_path, text: str = '{"algo": "lokr", "factor": 8}') -> Lycor
 
 
 def test_every_precision_has_a_case_here():
-    assert ["no_change", *QUANTISED] == [row.name for row in PRECISIONS]
+    assert ["no_change", *NAMES] == [row.name for row in PRECISIONS]
 
 
 @pytest.mark.parametrize("name", QUANTISED)
@@ -64,11 +66,7 @@ def test_a_quantised_network_is_smaller_frozen_and_close(name):
 
 def plain_tensors(module: nn.Module) -> list[torch.Tensor]:
     """All numbers that a module keeps, with quantised tensors taken apart."""
-    found = []
-    for value in [*module.parameters(), *module.buffers()]:
-        names = value.__tensor_flatten__()[0] if type(value.data) is not torch.Tensor else []
-        found += [inner for name in names if isinstance(inner := getattr(value, name), torch.Tensor)] if names else [value]
-    return [part for value in found for part in (taken_apart(value))]
+    return [part for value in [*module.parameters(), *module.buffers()] for part in taken_apart(value)]
 
 
 def taken_apart(value: torch.Tensor) -> list[torch.Tensor]:
@@ -144,6 +142,13 @@ def test_an_unknown_precision_is_refused_with_the_nearest():
         find("int8-quant", "text_encoder_1_precision")
 
     assert "did you mean 'int8-quanto'" in error.value.hint
+
+
+def test_what_compiles_is_refused_without_a_compiler(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+
+    with pytest.raises(ConfigError, match=r"C\+\+ compiler"):
+        quantise(make_denoiser(), "int4-quanto")
 
 
 def test_a_network_without_layers_to_quantise_is_refused():

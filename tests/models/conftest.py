@@ -3,28 +3,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from simpletuner.models.families.auraflow import AuraFlow
+from simpletuner.options.models import Models
 from tests.builders.auraflow import build_tiny_auraflow
-
-DEFAULTS = dict.fromkeys(
-    (
-        "model_flavour",
-        "pretrained_model_name_or_path",
-        "pretrained_transformer_model_name_or_path",
-        "pretrained_transformer_subfolder",
-        "pretrained_unet_model_name_or_path",
-        "pretrained_unet_subfolder",
-        "pretrained_vae_model_name_or_path",
-        "revision",
-        "variant",
-        "tokenizer_max_length",
-    )
-)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +29,6 @@ def auraflow(tiny: Path) -> Callable[..., AuraFlow]:
     """The family with some options; its model is the tiny one unless they say otherwise."""
 
     def build(**options: Any) -> AuraFlow:
-        options = {"pretrained_model_name_or_path": str(tiny), "tokenizer_max_length": 24, **options}
-        return AuraFlow(SimpleNamespace(model_family="auraflow", model_init="pretrained", **{**DEFAULTS, **options}))
+        return AuraFlow(Models(model_family="auraflow", **{"pretrained_model_name_or_path": str(tiny), "tokenizer_max_length": 24, **options}))
 
     return build

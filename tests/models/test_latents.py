@@ -39,7 +39,7 @@ def test_a_vae_that_overflows_is_an_error_that_names_the_option(vae):
     with torch.no_grad():
         broken.quant_conv.weight.fill_(float("inf"))
 
-    with pytest.raises(ConfigError, match="NaN or infinite latents in torch.float32") as caught:
+    with pytest.raises(ConfigError, match=r"NaN or infinite latents in torch\.float32") as caught:
         encode_posterior(broken, pixels())
     assert "vae_dtype" in caught.value.hint
 

@@ -18,11 +18,13 @@ def at(name: str, step: int, shape: Shape = SHAPE) -> float:
     return factor(ROWS[name], step, shape)
 
 
-def test_constant_is_constant_whatever_else_is_set():
-    assert {at("constant", step) for step in range(1000)} == {1.0}
+@pytest.mark.parametrize("name", ["constant", "constant_with_warmup"])
+def test_constant_is_constant(name):
+    assert {at(name, step, Shape(total_steps=1000, end=0.5, cycles=3)) for step in range(1000)} == {1.0}
+    assert {at(name, step) for step in range(100, 1000)} == {1.0}
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "constant"])
+@pytest.mark.parametrize("name", list(ROWS))
 def test_the_warm_up_rises_in_equal_parts_from_more_than_0_to_the_peak(name):
     rise = [at(name, step) for step in range(101)]
 
@@ -43,10 +45,6 @@ def test_falls_end_at_lr_end_and_stay_there(name):
     assert at(name, 1000, shape) == pytest.approx(0.01)
     assert at(name, 5000, shape) == pytest.approx(0.01)
     assert at(name, 999, shape) < 0.02
-
-
-def test_constant_with_warmup_stays_at_the_peak():
-    assert {at("constant_with_warmup", step) for step in range(100, 1000)} == {1.0}
 
 
 def test_linear_is_straight_and_polynomial_is_its_power():

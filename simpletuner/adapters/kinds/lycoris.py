@@ -58,10 +58,10 @@ class Lycoris(Adapter):
     def attach(self, denoiser: nn.Module) -> Attached:
         denoiser.requires_grad_(False)
         self._modules = _resolve_modules(self._file, denoiser, self.targets)
+        _check_precision(self._file, self._modules, denoiser)
         self._network = _build(self._file, self._modules, denoiser)
         if not self._network.loras:
             raise ConfigError(f"the targets in {self._file.source} leave nothing to adapt", hint="Look at exclude_name and enable_conv.")
-        _check_precision(self._network, self._file)
         _check_loads_back(self._network, self._file)
         if self.options.init_lokr_norm is not None:
             _perturb(self._network, self.options.init_lokr_norm, self._file)
@@ -217,14 +217,14 @@ def _quiet() -> Iterator[None]:
         library_logger.setLevel(level)
 
 
-def _check_precision(network: LycorisNetwork, file: LycorisFile) -> None:
-    """Refuse a form that must read the base's weight where that is quantised: the library would leave part of it out."""
-    for lora in network.loras:
-        if is_quantised(lora.org_module[0]) and (not lora.bypass_mode or getattr(lora, "wd", False)):
-            raise ConfigError(
-                f"the adapter in {file.source} must read the weights of the base, which are quantised",
-                hint="Use lokr, lora, loha or glora without weight_decompose and bypass_mode: false, or set base_model_precision to no_change.",
-            )
+def _check_precision(file: LycorisFile, modules: Mapping[str, Recipe], denoiser: nn.Module) -> None:
+    """Refuse a form that must read the base's weights where they are quantised: the library fails, or leaves part of it out."""
+    recipes = [*modules.values(), *file.name_recipes.values(), *([file.recipe] if file.names else [])]
+    if not all(recipe.is_factored for recipe in recipes) and any(is_quantised(module) for module in adaptable(denoiser).values()):
+        raise ConfigError(
+            f"the adapter in {file.source} must read the weights of the base, which are quantised",
+            hint="Use lokr, lora, loha or glora without weight_decompose and bypass_mode: false, or set base_model_precision to no_change.",
+        )
 
 
 def _check_loads_back(network: LycorisNetwork, file: LycorisFile) -> None:

@@ -135,7 +135,7 @@ class AuraFlow(ModelFamily):
         if options.flow_schedule_auto_shift:
             return FlowMatching(times, shift=None)
         shift = self.defaults["flow_schedule_shift"] if options.flow_schedule_shift is None else options.flow_schedule_shift
-        return FlowMatching(times, shift or 1.0)  # 0 means no shift to those who come from the other trainer
+        return FlowMatching(times, shift)
 
     def tokens(self, latents: Tensor) -> int:
         patch = self._denoiser_config["patch_size"]

@@ -1,0 +1,129 @@
+"""Cached tensors to batches, from any position of the stream, read ahead of whoever trains on them.
+
+Which caption a sample shows, and whether it is dropped, is a function of the seed, the sample, and how often it was drawn
+before: without repeats that is the epoch, with them each draw of an epoch chooses anew.
+
+Letters: B batch, C latent channels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count as count_from
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from simpletuner.data.sampler import Sampler
+from simpletuner.randomness import seed_from
+from simpletuner.types import Batch, Sample
+
+READERS = 4
+"""Threads that read ahead, at most: enough to hide the latency of a network disk."""
+
+
+class LatentSource(Protocol):
+    """Where latents come from; a LatentCache is one."""
+
+    def read_batch(self, samples: Sequence[Sample]) -> Sequence[Mapping[str, Tensor]]:
+        """`mean` and `std`, (C, h, w) each, of samples of one dataset and one bucket."""
+
+
+class TextSource(Protocol):
+    """Where embeddings come from; an EmbedCache is one."""
+
+    def read(self, prompt: str) -> Mapping[str, Tensor]:
+        """A prompt's tensors, without a batch axis."""
+
+
+class Loader:
+    """The stream of batches of a run."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        latents: LatentSource,
+        embeds: TextSource,
+        *,
+        caption_dropout: float,
+        seed: int,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+    ) -> None:
+        """
+        Args:
+            caption_dropout: probability that a draw is trained with the empty prompt.
+            prefetch: batches read ahead by threads; 0 reads when asked. The batches are the same.
+            pin_memory: put them into page-locked memory, from which an accelerator copies faster.
+        """
+        self._sampler, self._latents, self._embeds = sampler, latents, embeds
+        self._caption_dropout, self._seed = caption_dropout, seed
+        self._prefetch, self._pin_memory = prefetch, pin_memory
+
+    def iterate(self, position: int = 0, stride: int = 1, count: int | None = None) -> Generator[Batch, None, None]:
+        """Give the batches at position, position + stride, position + 2 stride, ...
+
+        What goes wrong while reading ahead is raised here, at the batch it belongs to. Closing the generator stops the threads.
+
+        Args:
+            position: in the stream of all processes; see `stream_position`.
+            stride: the number of processes.
+            count: batches to give; without end if not given.
+        """
+        positions = islice(count_from(position, stride), count)
+        if not self._prefetch:
+            yield from map(self.batch_at, positions)
+            return
+        pool = ThreadPoolExecutor(min(self._prefetch, READERS), thread_name_prefix="batch-reader")
+        try:
+            ahead: deque[Future[Batch]] = deque(pool.submit(self.batch_at, one) for one in islice(positions, self._prefetch))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(pool.submit(self.batch_at, one) for one in islice(positions, 1))
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def batch_at(self, position: int) -> Batch:
+        """The batch at one position of the stream. Safe to call from several threads."""
+        plan = self._sampler.at(position)
+        prompts = tuple(prompt_of(sample, draw, self._caption_dropout, self._seed) for sample, draw in zip(plan.samples, plan.draws))
+        latents = self._stack(self._latents.read_batch(plan.samples))
+        text = self._stack([self._embeds.read(prompt) for prompt in prompts])
+        return Batch(samples=plan.samples, prompts=prompts, latents=latents, text=text)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Tell which epoch a position lies in, and which batch of it that is."""
+        return self._sampler.locate(position)
+
+    def batches_per_epoch(self, epoch: int = 0) -> int:
+        """Batches of one epoch, over all processes."""
+        return self._sampler.batches_per_epoch(epoch)
+
+    def digest(self) -> str:
+        """Identity of everything that this loader's batches depend on, besides the encoders."""
+        return hashlib.blake2b(repr((self._sampler.digest(), self._seed, self._caption_dropout)).encode(), digest_size=16).hexdigest()
+
+    def _stack(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: tensor.pin_memory() for name, tensor in stacked.items()} if self._pin_memory else stacked
+
+
+def prompt_of(sample: Sample, draw: int, caption_dropout: float, seed: int) -> str:
+    """The prompt that a sample is trained with at its draw number `draw`, counted from 0 over the whole run."""
+    if seed_from("caption dropout", seed, sample.id, draw) < caption_dropout * 2**63:
+        return ""
+    return sample.captions[seed_from("caption", seed, sample.id, draw) % len(sample.captions)]
+
+
+def prompts_of(samples: Iterable[Sample], caption_dropout: float) -> list[str]:
+    """Every prompt that batches of these samples can ever ask for, each once."""
+    captions = dict.fromkeys(caption for sample in samples for caption in sample.captions)
+    if caption_dropout > 0:
+        captions.setdefault("")
+    return list(captions)

@@ -1,0 +1,70 @@
+"""Options that somebody set and that will have no effect in this run, said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from simpletuner.options.train_config import TrainConfig
+
+OFF: tuple[object, ...] = (False, None, 0, "none", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Options that do nothing when something else is so."""
+
+    keys: str
+    when: Callable[[TrainConfig], bool]
+    because: str
+
+
+def renders(config: TrainConfig) -> bool:
+    return not config.validation.validation_disable and bool(config.validation.validation_prompt or config.validation.user_prompt_library)
+
+
+PLAIN_LORA = "lora_rank lora_alpha lora_dropout peft_lora_target_modules use_dora lora_init_type"
+LYCORIS = "lycoris_config init_lokr_norm"
+PICTURES = (
+    "validation_negative_prompt validation_resolution validation_guidance validation_num_inference_steps validation_seed num_validation_images "
+    "validation_step_interval validation_on_startup validation_lycoris_strength validation_guidance_rescale ema_validation"
+)
+IDLE = [
+    Idle(
+        f"lora_type init_lora {PLAIN_LORA} {LYCORIS}", lambda c: c.adapters.model_type == "full", "model_type full trains all weights, not an adapter"
+    ),
+    Idle(
+        PLAIN_LORA,
+        lambda c: c.adapters.model_type == "lora" and c.adapters.lora_type == "lycoris",
+        "with lora_type lycoris the file lycoris_config says it",
+    ),
+    Idle(LYCORIS, lambda c: c.adapters.model_type == "lora" and c.adapters.lora_type == "standard", "lora_type is standard"),
+    Idle("validation_lycoris_strength", lambda c: c.adapters.model_type == "full", "there is no adapter"),
+    Idle("flow_schedule_shift", lambda c: c.diffusion.flow_schedule_auto_shift, "flow_schedule_auto_shift finds it from the image's size"),
+    Idle(
+        "flow_sigmoid_scale",
+        lambda c: c.diffusion.flow_use_uniform_schedule or c.diffusion.flow_use_beta_schedule,
+        "noise levels are drawn from another distribution",
+    ),
+    Idle("flow_beta_schedule_alpha flow_beta_schedule_beta", lambda c: not c.diffusion.flow_use_beta_schedule, "flow_use_beta_schedule is not set"),
+    Idle("huber_c", lambda c: c.diffusion.loss_type == "l2", "loss_type is l2"),
+    Idle("grad_clip_method", lambda c: c.optim.max_grad_norm == 0, "max_grad_norm is 0, so nothing is clipped"),
+    Idle("vae_cache_ondemand", lambda c: c.data.vae_cache_disable, "vae_cache_disable keeps nothing"),
+    Idle("target_downsample_size", lambda c: not c.data.maximum_image_size, "maximum_image_size is not set"),
+    Idle("ema_decay ema_update_interval ema_warmup_steps ema_validation", lambda c: not c.training.use_ema, "use_ema is not set"),
+    Idle("validation_prompt user_prompt_library", lambda c: c.validation.validation_disable, "validation_disable is set"),
+    Idle(PICTURES, lambda c: not renders(c) and not c.validation.validation_disable, "there is neither validation_prompt nor user_prompt_library"),
+    Idle(PICTURES, lambda c: c.validation.validation_disable, "validation_disable is set"),
+    Idle("tracker_project_name tracker_run_name logging_dir", lambda c: c.reporting.report_to == "none", "report_to is none"),
+]
+
+
+def without_effect(config: TrainConfig, given: Collection[str]) -> list[str]:
+    """Name, reason by reason, the options among those `given` that are not off and will do nothing."""
+    said: list[str] = []
+    for idle in IDLE:
+        keys = [key for key in idle.keys.split() if key in given and config.value(key) not in OFF]
+        if keys and idle.when(config):
+            verb = "has" if len(keys) == 1 else "have"
+            said.append(f"{', '.join(keys)} {verb} no effect: {idle.because}")
+    return said

@@ -1,0 +1,124 @@
+"""Keys of older configs that are not options here: said in one line each, and never in the way of a run."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+GONE: Mapping[str, str] = {
+    **dict.fromkeys(("validation_torch_compile", "validation_torch_compile_mode"), "pictures are rendered without torch.compile"),
+    **dict.fromkeys(("aspect_ratio_bucketing", "aspect_ratio_bucket_min", "aspect_ratio_bucket_max"), "images always go into buckets by their shape"),
+    "repeats": "it belongs to a dataset in data_backend_config",
+    "ez_model_type": "model_type and lora_type say it",
+    "use_xformers": "PyTorch's own attention is used",
+    "enable_xformers_memory_efficient_attention": "PyTorch's own attention is used",
+    "enable_model_cpu_offload": "there is no such option; text encoders, VAE and denoiser are loaded one after the other anyway",
+    **dict.fromkeys(("offload_during_startup", "fully_unload_text_encoder"), "text encoders, VAE and denoiser are always loaded one after the other"),
+    **dict.fromkeys(("use_soft_min_snr", "soft_min_snr_sigma_data"), "it never had an effect"),
+    "compress_disk_cache": "caches are not compressed, so that they are read fast",
+    **dict.fromkeys(
+        ("preserve_data_backend_cache", "skip_file_discovery"), "what is known of a dataset is always kept and checked against its files"
+    ),
+    "override_dataset_config": "a changed dataset is always taken as it is now",
+    **dict.fromkeys(
+        ("vae_cache_scan_behaviour", "metadata_update_interval", "aspect_bucket_disable_rebuild"), "caches are keyed by what they were made of"
+    ),
+    **dict.fromkeys(
+        ("checkpointing_use_tempdir", "delete_invalid_checkpoints"), "checkpoints are always written aside, verified, and named if damaged"
+    ),
+    "dataloader_prefetch": "batches are always read ahead; dataloader_prefetch_qlen says how many",
+    "set_grads_to_none": "gradients are always dropped after a step",
+    "disable_tf32": "TF32 is on where the GPU has it",
+    "allow_tf32": "TF32 is on where the GPU has it",
+    "ema_foreach_disable": "the average has one implementation",
+    **dict.fromkeys(("strict_epoch_limit", "ignore_final_epochs"), "a run ends exactly where max_train_steps or num_train_epochs says"),
+    "seed_for_each_device": "each process always draws its own numbers from the one seed",
+    "validation_seed_source": "noise is always drawn on the CPU, so that every machine draws the same",
+    "i_know_what_i_am_doing": "there is no guard that it would lift",
+    **dict.fromkeys(
+        ("read_batch_size", "image_processing_batch_size", "max_workers", "aspect_bucket_worker_count", "enable_multiprocessing"),
+        "images are read by as many threads as there are cores",
+    ),
+    **dict.fromkeys(("disable_bucket_pruning", "allow_dataset_oversubscription"), "no image is left out for the size of its bucket"),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay"), "write it in optimizer_config"),
+    **dict.fromkeys(("optimizer_beta1", "optimizer_beta2"), "write beta1 and beta2 in optimizer_config"),
+    "base_model_default_dtype": "mixed_precision says it",
+    "gradient_precision": "what is trained has float32 gradients",
+}
+"""Key to why it is not needed."""
+
+LATER: Mapping[str, str] = {
+    "group offload": "enable_group_offload group_offload_*",
+    "streaming weights from main memory": "ramtorch ramtorch_* musubi_blocks_to_swap musubi_block_swap_device",
+    "pushing to the hub": "push_to_hub push_checkpoints_to_hub push_to_hub_background hub_model_id model_card_* modelspec_comment",
+    "publishing elsewhere, and scripts after a save": "publishing_config post_checkpoint_script post_upload_script",
+    "evaluation on held-out images": "num_eval_images eval_* evaluation_type pretrained_evaluation_model_name_or_path",
+    "webhooks and previews": "webhook_config webhook_reporting_interval validation_preview validation_preview_steps",
+    "training text encoders": "train_text_encoder text_encoder_lr text_encoder_limit save_text_encoder freeze_encoder* layer_freeze_strategy",
+    "choosing text encoders": "pretrained_t5_model_name_or_path pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code",
+    "ControlNet": "controlnet controlnet_* control conditioning_* masked_loss_probability",
+    "epsilon and v prediction": (
+        "prediction_type snr_gamma snr_weight offset_noise noise_offset noise_offset_probability input_perturbation input_perturbation_steps "
+        "rescale_betas_zero_snr training_scheduler_timestep_spacing inference_scheduler_timestep_spacing timestep_bias_* huber_schedule "
+        "disable_segmented_timestep_sampling refiner_training* data_aesthetic_score"
+    ),
+    "further ways to draw noise levels": "flow_cubic_schedule_weights flow_custom_timesteps flow_timesteps_mode mixflow_*",
+    "Diff2Flow, scheduled sampling and distillation": "diff2flow_* scheduled_sampling_* distillation_* tread_* crepa_* layersync_*",
+    "options of other families": "flux_* t5_padding sd3_* slider_lora_target fuse_qkv_projections fused_qkv_projections unet_attention_slice",
+    "further kinds of plain LoRA": "peft_lora_mode singlora_* lora_format init_lora_step init_lora_ema assistant_lora_* disable_assistant_lora",
+    "further quantisers": "sdnq_* quantize_activations quantization_config",
+    "optimizer offload": "optimizer_cpu_offload_method optimizer_offload_gradients optimizer_release_gradients fuse_optimizer prodigy_steps",
+    "scaling the rate with the batch": "lr_scale lr_scale_sqrt",
+    "finer gradient checkpointing": "gradient_checkpointing_*",
+    "attention kernels": "attention_mechanism sageattention_usage enable_chunked_feed_forward feed_forward_chunk_size",
+    "compilation": "dynamo_*",
+    "several machines, sharded training": (
+        "deepspeed_config fsdp_* context_parallel_* num_machines machine_rank main_process_ip main_process_port same_network accelerate_config "
+        "accelerate_extra_args find_unused_parameters accelerator_cache_clear_interval"
+    ),
+    "intervals in epochs, and late validation": "validation_epoch_interval checkpoint_epoch_interval validate_after_step validate_after_epoch",
+    "rolling checkpoints and disk guards": "checkpointing_rolling_steps checkpoints_rolling_total_limit offload_during_save disk_low_* delete_model_after_load",
+    "further settings of validation": (
+        "validation_prompt_library validation_guidance_real validation_no_cfg_until_timestep validation_guidance_skip_* validation_noise_scheduler "
+        "validation_disable_unconditional validation_image_format validation_image_quality validation_multigpu validation_method validation_external_* "
+        "validation_adapter_* validation_using_datasets validation_stitch_input_location"
+    ),
+    "where the average is held": "ema_device ema_cpu_only",
+    "further trackers' settings": "custom_tracker tracker_image_layout",
+    "further caches": "cache_dir_vae cache_dir_text text_cache_ondemand text_cache_disable text_embed_full_cache keep_vae_loaded",
+    "sampling weights and clean-up of datasets": (
+        "data_backend_sampling max_upscale_threshold delete_unwanted_images delete_problematic_images ignore_missing_files"
+    ),
+}
+"""What is not built here yet, to the keys of it; a star stands for any ending."""
+
+OFF = frozenset({"", "false", "no", "off", "none", "0", "0.0", "n", "f", "[]", "{}"})
+
+
+def notice(key: str, value: Any) -> str | None:
+    """Say in one line why a key is not an option here; an empty line if it asks for nothing, None if it is unknown."""
+    if key in GONE:
+        return f"{key} is gone: {GONE[key]}"
+    if key in _later():
+        return _later_line(key, value, _later()[key])
+    for pattern, group in _later().items():
+        if "*" in pattern and fnmatch.fnmatch(key, pattern):
+            return _later_line(key, value, group)
+    return None
+
+
+def known_elsewhere() -> list[str]:
+    """Keys without an effect here, patterns included."""
+    return [*GONE, *_later()]
+
+
+def _later_line(key: str, value: Any, group: str) -> str:
+    """What is switched off has just the effect that it asks for."""
+    return "" if str(value).lower() in OFF else f"{key} has no effect yet: {group} is not built"
+
+
+@cache
+def _later() -> dict[str, str]:
+    return {key: group for group, keys in LATER.items() for key in keys.split()}

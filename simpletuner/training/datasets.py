@@ -1,0 +1,83 @@
+"""The datasets of a run: found, counted, and given to caches and loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from simpletuner.console import Console
+from simpletuner.data.backend import DataBackend
+from simpletuner.data.discover import Discovery, discover
+from simpletuner.data.images import read_pixels
+from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
+from simpletuner.data.store import Store
+from simpletuner.errors import ConfigError
+from simpletuner.models.family import ModelFamily
+from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.summary import DatasetFacts
+from simpletuner.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Datasets:
+    """The plan of a run's data, and what was found of it."""
+
+    plan: DataPlan
+    found: tuple[tuple[ImageDataset, Discovery], ...]
+    backends: Mapping[str, DataBackend]
+    """By dataset id."""
+
+    def samples(self) -> list[Sample]:
+        return [sample for _, discovery in self.found for sample in discovery.samples]
+
+    def pixels(self, sample: Sample) -> Tensor:
+        """One training picture, (3, H, W) in [-1, 1]."""
+        data = self.backends[sample.backend].read(sample.name)
+        return read_pixels(data, sample.geometry, sample.id)
+
+    def stores(self) -> Mapping[str, Store]:
+        """Where each dataset's latents are kept, by dataset id."""
+        return {dataset.id: Store(dataset.cache_dir_vae) for dataset, _ in self.found}
+
+    def facts(self, buckets: Mapping[str, Sequence[tuple[str, int]]]) -> list[DatasetFacts]:
+        """A line for the summary of each."""
+        return [
+            DatasetFacts(
+                name=dataset.id,
+                images=len(discovery.samples),
+                buckets=buckets[dataset.id],
+                repeats=dataset.repeats,
+                is_regularisation=dataset.is_regularisation,
+                skipped={rule: len(names) for rule, names in discovery.skipped.items()},
+                changes=str(discovery.changes),
+            )
+            for dataset, discovery in self.found
+        ]
+
+
+def find_datasets(config: TrainConfig, family: ModelFamily, variables: Mapping[str, str], console: Console, accelerator: Accelerator) -> Datasets:
+    """Read the plan and find every dataset's samples. The first process looks; the others then find its index warm.
+
+    Raises:
+        ConfigError: the plan is wrong, or a bucket is a size that the model cannot take.
+        DatasetError: data is missing or unusable.
+    """
+    plan = load_plan(config.data.data_backend_config, config.data, variables, alignment_px=family.alignment_px)
+    for note in plan.notes:
+        console.say(f"note: {note}")
+    with accelerator.main_process_first():
+        index_folder = Path(config.data.cache_dir) / "index"
+        found = tuple((dataset, discover(dataset, index_folder, config.training.seed, console)) for dataset in plan.datasets)
+    for dataset, discovery in found:
+        for note in discovery.notes:
+            console.say(f"note: {note}")
+        for size in {sample.geometry.bucket for sample in discovery.samples}:
+            try:
+                family.check_size(size)
+            except ConfigError as error:
+                raise ConfigError(f"dataset {dataset.id!r}: {error.message}", error.hint) from error
+    return Datasets(plan, found, {dataset.id: dataset.open() for dataset, _ in found})

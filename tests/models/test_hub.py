@@ -1,0 +1,168 @@
+"""Models from the hub, with a hub of our own on this machine: HF_ENDPOINT is read when a process starts, so each test starts one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from simpletuner.models.identity import digest_files
+
+COMMIT = "c" * 40
+STEM = "diffusion_pytorch_model"
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub as its client asks for: the list of a repository's files, and the files."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.sent: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        path = self.path.split("?")[0]
+        if not path.startswith(("/api/models/maker/small/", "/maker/small/")):
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
+        if path.startswith("/api/models/maker/small/tree/"):
+            tree = [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in self.server.files.items()]
+            return self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, with_body)
+        if path.startswith("/api/"):
+            info = {"id": "maker/small", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.files]}
+            return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, with_body)
+        name = path.split("/", 5)[5]
+        if name not in self.server.files:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, with_body)
+        content = self.server.files[name]
+        if with_body:
+            self.server.sent.append(name)
+        return self._send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}, with_body)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], with_body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tiny: Path) -> Iterator[Hub]:
+    files = {path.relative_to(tiny).as_posix(): path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
+    files[f"transformer/{STEM}.fp16.safetensors"] = b"half"
+    files["checkpoint.safetensors"] = b"a single file that nobody should fetch"
+    server = Hub(files)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def ask(code: str, home: Path, endpoint: str, **environment: str) -> str:
+    """Run code on a `source` of the hub in a process of its own; its output, or the error it ended in."""
+    setting = f"""
+        from simpletuner.errors import SimpleTunerError
+        from simpletuner.models.identity import digest_files
+        from simpletuner.models.source import Source
+        from simpletuner.options.models import Models
+
+        def source(**options):
+            options = {{"pretrained_model_name_or_path": "maker/small", **options}}
+            return Source(Models(model_family="auraflow", **options), {{"small": "maker/small"}})
+
+        try:
+{textwrap.indent(textwrap.dedent(code), " " * 12)}
+        except SimpleTunerError as error:
+            print(type(error).__name__, error.message)
+    """
+    variables = {
+        **os.environ,
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **environment,
+    }
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(setting)], capture_output=True, text=True, env=variables, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_only_the_files_of_a_part_are_fetched_and_the_second_time_none(hub, tiny, tmp_path):
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    code = """
+        part = source().part("transformer")
+        print(*part.files(), digest_files(part.files()), part.config()["patch_size"])
+    """
+
+    first = ask(code, tmp_path, endpoint)
+
+    weights = {name: tiny / "transformer" / name for name in ("config.json", f"{STEM}.safetensors")}
+    assert sorted(hub.sent) == ["transformer/config.json", f"transformer/{STEM}.safetensors"]
+    assert first == f"config.json {STEM}.safetensors {digest_files(weights)} 2"
+    assert ask(code, tmp_path, endpoint) == first and len(hub.sent) == 2
+    assert ask(code, tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == first
+
+
+def test_a_variant_is_fetched_where_there_is_one_and_the_plain_file_where_not(hub, tmp_path):
+    code = """
+        for name in ("transformer", "vae"):
+            print(source(variant="fp16").part(name).weights())
+    """
+
+    said = ask(code, tmp_path, f"http://127.0.0.1:{hub.server_port}")
+
+    assert said.splitlines() == [f"('fp16', ['{STEM}.fp16.safetensors'])", f"(None, ['{STEM}.safetensors'])"]
+    assert f"transformer/{STEM}.safetensors" not in hub.sent
+
+
+def test_a_replaced_part_is_looked_for_in_its_folder_and_then_at_the_root(hub, tmp_path):
+    hub.files = {name.removeprefix("vae/"): content for name, content in hub.files.items()}
+    code = """
+        part = source(pretrained_vae_model_name_or_path="maker/small").part("vae")
+        print(*part.files(), part.config()["_class_name"])
+    """
+
+    assert ask(code, tmp_path, f"http://127.0.0.1:{hub.server_port}") == f"config.json {STEM}.safetensors AutoencoderKL"
+    assert sorted(hub.sent) == ["config.json", f"{STEM}.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("source(pretrained_model_name_or_path='maker/none').index", "ConfigError 'maker/none' is neither a folder here nor a repository on the hub"),
+        ("source().part('unet').folder()", "ConfigError maker/small has no unet: there is no unet/config.json"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_said_in_our_words(hub, tmp_path, code, expected):
+    assert ask(code, tmp_path, f"http://127.0.0.1:{hub.server_port}") == expected
+
+
+def test_a_hub_that_cannot_be_reached_is_no_mistake_in_the_configuration(tmp_path):
+    said = ask("source().index", tmp_path, "http://127.0.0.1:9")
+
+    assert said.startswith("SimpleTunerError maker/small cannot be downloaded: ")
