@@ -9,7 +9,6 @@ random parameters, made on the spot; nothing is downloaded. On a noisy machine l
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -58,7 +57,9 @@ def write_files(folder: Path) -> None:
     for number in range(16):
         pixels = numpy.random.default_rng(number).integers(0, 255, (PICTURE_PX, PICTURE_PX, 3), dtype=numpy.uint8)
         Image.fromarray(pixels).save(folder / "pictures" / f"picture_{number}.png")
-    data = [{"id": "pictures", "type": "local", "instance_data_dir": "pictures", "caption_strategy": "filename", "crop": True, "crop_style": "center"}]
+    data = [
+        {"id": "pictures", "type": "local", "instance_data_dir": "pictures", "caption_strategy": "filename", "crop": True, "crop_style": "center"}
+    ]
     (folder / "multidatabackend.json").write_text(json.dumps(data))
     lokr = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 10000, "linear_alpha": 1, "factor": 8}
     (folder / "lycoris_config.json").write_text(json.dumps({**lokr, "apply_preset": {"target_module": ["Attention", "FeedForward"]}}))
@@ -114,16 +115,84 @@ def bare_step(trainer, denoiser: torch.nn.Module) -> Callable[[], None]:
     return step
 
 
-def measure(rounds: int, steps: int) -> dict[str, object]:
-    """Alternate `steps` of each, `rounds` times, in one process; the first round of both is thrown away."""
+def build_trainer(folder: Path):
+    """A whole run, put together as `simpletuner train` does it."""
+    from simpletuner import plugins
     from simpletuner.console import Console
+    from simpletuner.models.family import ModelFamily
     from simpletuner.options.load import load_config
-    from simpletuner.plugins import load as load_plugin
+    from simpletuner.options.sources import read_file
     from simpletuner.training.assemble import assemble
     from simpletuner.training.signals import StopRequest
 
-    raise SystemExit((load_config, load_plugin, assemble, StopRequest, Console))
+    os.chdir(folder)
+    settings, _ = read_file(Path("config.json"), {})
+    loaded = load_config(settings, lambda family, flavour: plugins.load("simpletuner.models.families", family, ModelFamily).defaults)
+    quiet = Console(is_main=False)
+    return assemble(loaded.config, quiet, {"model_family": "auraflow", "output_dir": "output"}, StopRequest()), quiet
+
+
+def measure(folder: Path, rounds: int, steps: int) -> dict[str, object]:
+    """Alternate `steps` of each, `rounds` times, in one process; the first round of both is thrown away."""
+    from diffusers import AuraFlowTransformer2DModel
+
+    run, quiet = build_trainer(folder)
+    bare = bare_step(run.trainer, AuraFlowTransformer2DModel.from_pretrained(folder / "model" / "transformer", torch_dtype=torch.bfloat16))
+    batches = run.trainer.batches()
+    times: dict[str, list[list[float]]] = {"trainer": [], "bare": []}
+    with quiet.bar("training", 1) as bar:
+        for _ in range(rounds + 1):
+            for name, step in (("trainer", lambda: run.trainer.advance(batches, bar)), ("bare", bare)):
+                taken = []
+                for _ in range(steps):
+                    began = time.perf_counter()
+                    step()
+                    taken.append(time.perf_counter() - began)
+                times[name].append(taken)
+    batches.close()
+    kept = {name: all_rounds[1:] for name, all_rounds in times.items()}
+    medians = {name: statistics.median(value for taken in all_rounds for value in taken) for name, all_rounds in kept.items()}
+    ratios = sorted(statistics.median(ours) / statistics.median(theirs) for ours, theirs in zip(kept["trainer"], kept["bare"]))
+    return {
+        "parameters": sum(parameter.numel() for parameter in run.denoiser.parameters()),
+        "trainable": sum(parameter.numel() for parameter in run.trainer.parameters),
+        "rounds": rounds,
+        "steps_per_round": steps,
+        "trainer_seconds": medians["trainer"],
+        "bare_seconds": medians["bare"],
+        "ratio": medians["trainer"] / medians["bare"],
+        "ratio_by_round": {"min": ratios[0], "median": statistics.median(ratios), "max": ratios[-1]},
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4, help="steps of each per round")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    target = arguments.json.resolve() if arguments.json else None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build_model(folder / "model")
+        write_files(folder)
+        figures = measure(folder, arguments.rounds, arguments.steps)
+        os.chdir(ROOT)
+    spread = figures["ratio_by_round"]
+    print(
+        f"AuraFlow of {figures['parameters'] / 1e6:.1f} M parameters, LoKr of {figures['trainable'] / 1e3:.0f} k, batch {BATCH}, {PICTURE_PX} px, bf16"
+    )
+    print(f"trainer    {figures['trainer_seconds'] * 1e3:8.1f} ms a step (median)")
+    print(f"bare loop  {figures['bare_seconds'] * 1e3:8.1f} ms a step (median)")
+    print(f"ratio      {figures['ratio']:8.3f}   by round {spread['min']:.3f} .. {spread['median']:.3f} .. {spread['max']:.3f}")
+    if target:
+        target.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+    main()

@@ -63,6 +63,9 @@ ALGORITHMS: dict[str, frozenset[str]] = {
     "boft": DROPOUTS | {"linear_dim", "constraint", "rescaled"},
 }
 """Algorithms, and the settings that each heeds. Those that heed bypass_mode have a factored form."""
+FOLDED = ("lokr", "loha")
+"""Algorithms whose scale alpha / dim the library applies once in a forward pass but twice when it merges. Their files are
+saved with a scale of 1, folded into a factor, so that both ways give the trained numbers."""
 UNSUPPORTED = {
     "full": "set model_type to full instead",
     "ia3": "the library cannot load such a file back",
@@ -149,6 +152,35 @@ def parse(content: object, source: str) -> LycorisFile:
     if reader.problems:
         raise ConfigError(f"{source} cannot be used:\n" + "\n".join(f"  {problem}" for problem in dict.fromkeys(reader.problems)))
     return read
+
+
+def saved_config(file: LycorisFile, modules: Mapping[str, Recipe]) -> dict[str, Any]:
+    """Give the settings as they are in effect, in the file's own form, to stand beside saved weights.
+
+    Args:
+        file: as read.
+        modules: the denoiser's own class names and how each is adapted.
+    """
+    preset: dict[str, Any] = {
+        "target_module": list(modules),
+        "target_name": list(file.names),
+        "module_algo_map": {name: _saved(recipe) for name, recipe in modules.items() if recipe is not file.recipe},
+        "name_algo_map": {name: _saved(recipe) for name, recipe in file.name_recipes.items()},
+        "exclude_name": list(file.excluded),
+        "enable_conv": file.enable_conv,
+        "use_fnmatch": file.use_fnmatch,
+    }
+    return {"multiplier": 1.0, **_saved(file.recipe), "apply_preset": {key: value for key, value in preset.items() if value != [] and value != {}}}
+
+
+def _saved(recipe: Recipe) -> dict[str, Any]:
+    """A recipe for weights into which the scale alpha / dim was folded, where it was: the scale that is left is 1."""
+    settings = {"algo": recipe.algo, **recipe.settings}
+    if recipe.algo in FOLDED and settings["linear_dim"] < FULL_DIMENSION:
+        settings |= {"linear_alpha": float(settings["linear_dim"]), "rs_lora": False}
+        if "conv_alpha" in settings:
+            settings["conv_alpha"] = float(settings.get("conv_dim", settings["linear_dim"]))
+    return settings
 
 
 class _Reader:

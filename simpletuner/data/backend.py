@@ -51,9 +51,9 @@ class DatasetOptions(EntryOptions):
     """With `crop`, bring images larger than this down to `target_downsample_size` before the crop is taken."""
     target_downsample_size: float | None = None
     """See `maximum_image_size`."""
-    minimum_aspect_ratio: float | None = Field(None, gt=0)
+    minimum_aspect_ratio: float | None = Field(default=None, gt=0)
     """Skip images whose width over height is less."""
-    maximum_aspect_ratio: float | None = Field(None, gt=0)
+    maximum_aspect_ratio: float | None = Field(default=None, gt=0)
     """Skip images whose width over height is more."""
     crop: bool = False
     """Cut pictures to the shape that `crop_aspect` names; else they keep the image's own."""
@@ -73,13 +73,13 @@ class DatasetOptions(EntryOptions):
     """Use `instance_prompt` whatever the strategy."""
     disable_multiline_split: bool = False
     """Take a caption file as one caption instead of one alternative a line."""
-    repeats: int = Field(0, ge=0)
+    repeats: int = Field(default=0, ge=0)
     """How often more each image is seen in an epoch; 0 is once."""
-    probability: float = Field(1.0, gt=0)
+    probability: float = Field(default=1.0, gt=0)
     """Weight of this dataset when the next batch is drawn."""
-    max_num_samples: int | None = Field(None, gt=0)
+    max_num_samples: int | None = Field(default=None, gt=0)
     """Use so many images at most: always the same ones, chosen by their names."""
-    train_batch_size: int | None = Field(None, gt=0)
+    train_batch_size: int | None = Field(default=None, gt=0)
     """Images a batch, for this dataset."""
     is_regularisation_data: bool = False
     """Images of what the model knows already: the adapter learns to leave them as the base model has them."""

@@ -1,9 +1,10 @@
-"""What an image's bytes say before they are decoded: its upright size, what will be converted, and what makes it unusable."""
+"""What an image's bytes say before it is used: its upright size, what will be converted, and what makes it unusable."""
 
 from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,9 @@ FOREIGN_SUFFIXES = frozenset(
 """Images of kinds that are not read; counted, so that nobody wonders where they went."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "I;16N"})
+COLOURED = MODES & {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"}
+CHECKED_BY_BYTES = ("JPEG", "MPO", "PNG", "WEBP")
+"""Formats of which damage shows without decoding; of the others, the first frame is decoded when an image is first seen."""
 LIMIT_PX = 2 * 89_478_485
 """Pixels from which Pillow refuses an image as a decompression bomb."""
 
@@ -64,7 +68,7 @@ class Header:
 
 
 def look(data: bytes, name: str) -> Header:
-    """Read an image's header and check that its end is there.
+    """Read an image's header and check that the file is whole.
 
     Args:
         data: the whole file.
@@ -76,19 +80,21 @@ def look(data: bytes, name: str) -> Header:
         with open_image(data) as image:
             if image.mode not in MODES and not is_16_bit(image, data):
                 return Header(fault="unsupported")
-            if not has_end(image.format or "", data):
-                return Header(fault="truncated")
             turn = orientation(image, data)
             width, height = raw_size(image)
             if turn >= 5:
                 width, height = height, width
-            return Header(width, height, tuple(traits_of(image, data, turn)))
+            header = Header(width, height, tuple(traits_of(image, data, turn)))
+            fault = damage(data)
+            if fault is None and image.format not in CHECKED_BY_BYTES:
+                image.load()
+            return header if fault is None else Header(fault=fault)
     except Image.DecompressionBombError:
         return Header(fault="huge")
     except MemoryError:
         raise
-    except Exception:  # damaged bytes make Pillow's readers fail with nearly any error
-        return Header(fault=diagnose(data, name))
+    except Exception as error:  # damaged bytes make Pillow's readers fail with nearly any error
+        return Header(fault="truncated" if "truncated" in str(error).lower() else diagnose(data, name))
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -104,10 +110,8 @@ def available_formats() -> tuple[str, ...]:
 
 def diagnose(data: bytes, name: str) -> str:
     """Tell why an image did not open: its end is missing, its format is not read, or it is no image."""
-    if data.startswith(b"\xff\xd8") and not jpeg_has_end(data):
-        return "truncated"
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and not png_has_end(data):
-        return "truncated"
+    if fault := damage(data):
+        return fault
     is_avif = data[4:12] in (b"ftypavif", b"ftypavis")
     is_foreign = data[4:8] == b"ftyp" or data.startswith((b"8BPS", b"%PDF", b"\x00\x00\x00\x0cjP", b"\x00\x00\x00\x0cJXL", b"\xff\x0a", b"<svg"))
     if is_avif:
@@ -160,7 +164,8 @@ def is_16_bit(image: Image.Image, data: bytes) -> bool:
 
 def foreign_profile(profile: bytes | None, mode: str) -> ImageCms.ImageCmsProfile | None:
     """Give the embedded colour profile if colours look different without it: not sRGB, and meant for this kind of image."""
-    return parse_profile(profile, "CMYK" if mode == "CMYK" else "RGB ") if profile else None
+    space = "CMYK" if mode == "CMYK" else "RGB " if mode in COLOURED else None
+    return parse_profile(profile, space) if profile and space else None
 
 
 @lru_cache(maxsize=64)
@@ -173,15 +178,15 @@ def parse_profile(profile: bytes, space: str) -> ImageCms.ImageCmsProfile | None
     return None if is_plain or parsed.profile.xcolor_space != space else parsed
 
 
-def has_end(kind: str, data: bytes) -> bool:
-    """Check cheaply that a file was not cut off; formats without a check here show it when they are decoded."""
-    if kind in ("JPEG", "MPO"):
-        return jpeg_has_end(data)
-    if kind == "PNG":
-        return png_has_end(data)
-    if kind == "WEBP":
-        return len(data) >= 8 + struct.unpack("<I", data[4:8])[0]
-    return True
+def damage(data: bytes) -> str | None:
+    """Check cheaply that a file is whole; None also for formats that need decoding for that."""
+    if data.startswith(b"\xff\xd8"):
+        return None if jpeg_has_end(data) else "truncated"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return png_damage(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return None if len(data) >= 8 + struct.unpack("<I", data[4:8])[0] else "truncated"
+    return None
 
 
 def jpeg_has_end(data: bytes) -> bool:
@@ -189,10 +194,10 @@ def jpeg_has_end(data: bytes) -> bool:
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:  # stray bytes, which decoders forgive
-            return data.find(b"\xff\xd9", position) >= 0
+            return data.rfind(b"\xff\xd9", position) >= 0
         marker = data[position + 1]
         if marker == 0xDA:
-            return data.find(b"\xff\xd9", position) >= 0
+            return data.rfind(b"\xff\xd9", position) >= 0
         if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes, and markers without a length
             position += 1 if marker == 0xFF else 2
             continue
@@ -200,8 +205,15 @@ def jpeg_has_end(data: bytes) -> bool:
     return False
 
 
-def png_has_end(data: bytes) -> bool:
-    return any(kind == b"IEND" for kind, _, _ in png_chunks(data))
+def png_damage(data: bytes) -> str | None:
+    """Look for the last chunk, and compare each one's checksum."""
+    view = memoryview(data)
+    last = b""
+    for kind, start, size in png_chunks(data):
+        if zlib.crc32(view[start - 4 : start + size]) != struct.unpack(">I", view[start + size : start + size + 4])[0]:
+            return "broken"
+        last = kind
+    return None if last == b"IEND" else "truncated"
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -211,5 +223,8 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         size = struct.unpack(">I", data[position : position + 4])[0]
         if position + 12 + size > len(data):
             return
-        yield data[position + 4 : position + 8], position + 8, size
+        kind = data[position + 4 : position + 8]
+        yield kind, position + 8, size
+        if kind == b"IEND":
+            return
         position += 12 + size

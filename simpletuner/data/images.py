@@ -74,14 +74,15 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
 
 def flatten(image: Image.Image, has_16_bits: bool) -> Image.Image:
     """Make any kind of decoded image 8-bit RGB."""
-    profile = image.info.get("icc_profile")
+    foreign = foreign_profile(image.info.get("icc_profile"), image.mode)
     if has_16_bits and image.mode.startswith("I"):
         image = eight_bits(image)
     elif image.has_transparency_data:
         image = on_white(image)
-    foreign = foreign_profile(profile, image.mode)
-    if foreign is None or image.mode not in ("RGB", "CMYK"):
-        return image.convert("RGB")
+    if foreign is None or image.mode != "CMYK":
+        image = image.convert("RGB")
+    if foreign is None:
+        return image
     try:
         converted = ImageCms.profileToProfile(image, foreign, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except ImageCms.PyCMSError:  # a profile without the tables for this: the numbers are taken as they are

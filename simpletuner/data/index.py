@@ -171,9 +171,8 @@ def connect(path: Path) -> sqlite3.Connection:
         base = sqlite3.connect(path, timeout=LOCK_SECONDS)
         try:
             version = base.execute("PRAGMA user_version").fetchone()[0]
-            is_sound = version in (0, VERSION) and base.execute("PRAGMA quick_check").fetchone()[0] == "ok"
-            if is_sound:
-                prepare(base)
+            if version in (0, VERSION) and base.execute("PRAGMA quick_check").fetchone()[0] == "ok":
+                prepare(base, is_new=version == 0)
                 return base
         except sqlite3.OperationalError:
             base.close()
@@ -186,11 +185,12 @@ def connect(path: Path) -> sqlite3.Connection:
     raise DatasetError(f"the index {path} cannot be made", hint="Delete it and start again.")
 
 
-def prepare(base: sqlite3.Connection) -> None:
+def prepare(base: sqlite3.Connection, is_new: bool) -> None:
     """Make the tables, and forget faults found by another Pillow, which may read what this one does not."""
     base.execute("PRAGMA synchronous = NORMAL")
-    base.executescript(SCHEMA)
-    base.execute(f"PRAGMA user_version = {VERSION}")
+    if is_new:
+        base.executescript(SCHEMA)
+        base.execute(f"PRAGMA user_version = {VERSION}")
     reader = base.execute("SELECT value FROM about WHERE key = 'reader'").fetchone()
     if reader != (PIL.__version__,):
         base.execute("DELETE FROM images WHERE fault IS NOT NULL")

@@ -159,7 +159,7 @@ def image_dataset(
     try:
         backend_type = plugins.load(BACKENDS, str(entry.get("type", "local")), DataBackend)  # type: ignore[type-abstract]
     except ConfigError as error:
-        findings.problems.append(f"{label}: type {error.message}. {error.hint}")
+        findings.problems.append(f"{label}: type {error.message}; {error.hint}")
         return None
     written = validate(backend_type.options_type, label, entry, IDLE, findings)
     if written is None:

@@ -101,7 +101,9 @@ class Sampler:
             digest.update(repr((group.name, group.repeats, group.probability, lane.batch_size)).encode())
             for index in lane.order:
                 sample = group.samples[index]
-                digest.update(repr((sample.id, sample.content, sample.geometry, sample.captions, sample.is_regularisation)).encode())
+                resized, crop = sample.geometry.resized, sample.geometry.crop
+                window = (resized.width, resized.height, crop.left, crop.top, crop.width, crop.height)
+                digest.update(repr((sample.name, sample.content, window, sample.captions, sample.is_regularisation)).encode())
         return digest.hexdigest()
 
     def _first(self, epoch: int) -> int:

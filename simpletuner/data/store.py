@@ -66,7 +66,7 @@ class Store:
 
         Raises:
             MemoryLimitError: the disk is full; every earlier entry is kept.
-            DatasetError: the folder cannot be written.
+            DatasetError: the folder cannot be used.
         """
         # safetensors refuses tensors that share a storage, as the halves of one encoder's answer do.
         own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
@@ -132,8 +132,10 @@ class Store:
     def _files(self) -> Iterator[os.DirEntry[str]]:
         try:
             shards = [entry.path for entry in os.scandir(self.folder) if re.fullmatch(r"[0-9a-f]{2}", entry.name)]
-        except FileNotFoundError:
-            return
+        except (FileNotFoundError, NotADirectoryError):
+            return  # nothing yet; if there never can be, `put` says so
+        except OSError as error:
+            raise self._refusal(error) from error
         for shard in shards:
             with os.scandir(shard) as entries:
                 yield from entries
@@ -145,8 +147,8 @@ class Store:
                 hint="Make room, or point cache_dir to a larger disk, and run the same command again: it continues where it was.",
             )
         return DatasetError(
-            f"the cache folder {self.folder} cannot be written: {error.strerror or error}",
-            hint="Give write permission, or point cache_dir to another folder.",
+            f"the cache folder {self.folder} cannot be used: {error.strerror or error}",
+            hint="Give read and write permission, or point cache_dir to another folder.",
         )
 
 
@@ -200,5 +202,5 @@ def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -71,13 +71,14 @@ def find(name: str, key: str = "base_model_precision") -> Row:
     return rows[name]
 
 
-def quantise(module: nn.Module, name: str, keep: Sequence[str] = ()) -> int:
+def quantise(module: nn.Module, name: str, keep: Sequence[str] = (), key: str = "base_model_precision") -> int:
     """Quantise a frozen network's Linear layers in place, where it is, and freeze it.
 
     Args:
         module: the network; on any device.
         name: of a row.
         keep: globs of layer names that stay as they are.
+        key: the option that asked for it, for messages.
 
     Returns:
         The number of layers quantised.
@@ -85,22 +86,22 @@ def quantise(module: nn.Module, name: str, keep: Sequence[str] = ()) -> int:
     Raises:
         ConfigError: unknown name, missing package or compiler, or nothing to quantise.
     """
-    row = find(name)
+    row = find(name, key)
     if row.quantiser is None:
         module.requires_grad_(False)
         return 0
     if row.compiles and not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++")):
-        raise ConfigError(f"base_model_precision {name} needs a C++ compiler, which is not installed", hint="apt install g++, or use int8-quanto.")
+        raise ConfigError(f"{key} {name} needs a C++ compiler, which is not installed", hint="apt install g++, or use int8-quanto.")
     layers = _layers(module, keep)
     if not layers:
         raise ConfigError(
-            f"base_model_precision {name} finds no layer to quantise in {type(module).__name__}",
-            hint="Set base_model_precision to no_change.",
+            f"{key} {name} finds no layer to quantise in {type(module).__name__}",
+            hint=f"Set {key} to no_change.",
         )
     try:
         row.quantiser(module, layers, row.weights)
     except ImportError as error:
-        raise ConfigError(f"base_model_precision {name} needs the package {row.package}: {error}", hint=f"pip install {row.package}") from error
+        raise ConfigError(f"{key} {name} needs the package {row.package}: {error}", hint=f"pip install {row.package}") from error
     module.requires_grad_(False)  # quanto's freeze fixes the values but leaves the weights trainable
     return len(layers)
 

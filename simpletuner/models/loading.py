@@ -16,7 +16,7 @@ KEYS_SHOWN = 3
 
 
 def load_network(kind: type[Any], part: Part, dtype: torch.dtype) -> Any:
-    """Read a network of diffusers or transformers on the CPU, frozen and in evaluation mode.
+    """Read a network of diffusers or transformers on the CPU, frozen and in evaluation mode; torch's generators stay as they are.
 
     Args:
         kind: its class, of either library.
@@ -24,12 +24,13 @@ def load_network(kind: type[Any], part: Part, dtype: torch.dtype) -> Any:
     Raises:
         ConfigError: a file is damaged, or does not hold what the network's configuration asks for.
     """
+    import torch
     from safetensors import SafetensorError
 
     folder, (variant, _) = part.folder(), part.weights()
     precision = {"dtype" if kind.__module__.startswith("transformers.") else "torch_dtype": dtype}
     try:
-        with _without_bars():
+        with _without_bars(), torch.random.fork_rng(devices=[]):  # some constructors draw numbers that the file then replaces
             network, found = kind.from_pretrained(
                 folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=True, output_loading_info=True, **precision
             )

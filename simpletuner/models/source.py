@@ -1,26 +1,25 @@
 """Where the parts of a model come from: a repository on the hub or a local folder, in diffusers layout.
 
 A part is one folder of that layout: transformer, vae, text_encoder, tokenizer, scheduler. HF_ENDPOINT, HF_HOME, HF_TOKEN and
-HF_HUB_OFFLINE mean what they mean to huggingface_hub, which does the downloads.
+HF_HUB_OFFLINE mean what they mean to huggingface_hub, which does the downloads (`models/hub.py`).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from simpletuner.errors import ConfigError, MemoryLimitError, SimpleTunerError, choose
+from simpletuner.errors import ConfigError, choose
+from simpletuner.models.hub import fetch_file, fetch_files
 
 if TYPE_CHECKING:
     from simpletuner.options.models import Models
 
-T = TypeVar("T")
 INDEX_FILE = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")
 """What weight files are called: by diffusers, by transformers."""
@@ -61,7 +60,12 @@ class Part:
         """The local folder with the part's files, downloaded if they are not here."""
         subfolder, config = self._place
         if not is_local(self.location) and not self._has_files(config.parent):
-            self._download(subfolder)
+            # Of the commit that the configuration is of: the cache keeps a commit's files in a folder of its name.
+            commit = config.parents[len(Path(subfolder).parts)].name
+            for allowed, ignored in self._patterns(f"{subfolder}/" if subfolder else ""):
+                fetch_files(self.location, commit, allowed, ignored)
+                if self._has_files(config.parent):
+                    break
         return config.parent
 
     def files(self) -> dict[str, Path]:
@@ -95,7 +99,7 @@ class Part:
             return "", root
         names = [(subfolder, f"{subfolder}/{self.config_name}" if subfolder else self.config_name) for subfolder in self.subfolders]
         for subfolder, name in names:
-            path = root / name if root.is_dir() else _fetch_file(self.location, name, self.revision)
+            path = root / name if root.is_dir() else fetch_file(self.location, name, self.revision)
             if path is not None and path.is_file():
                 return subfolder, path
         raise ConfigError(
@@ -103,26 +107,21 @@ class Part:
             hint=f"It has {_contents(root)}." if root.is_dir() else "Is it a model in diffusers layout? Single checkpoint files are not read.",
         )
 
+    def _patterns(self, prefix: str) -> Iterator[tuple[list[str], list[str]]]:
+        """What to fetch from the hub, and what of it to leave there; one pair after the other, until there is something."""
+        if not self.has_weights:
+            yield [f"{prefix}*"], []
+            return
+        indexes = [f"{prefix}{stem}.safetensors.index*.json" for stem in STEMS]
+        if self.variant:
+            yield [*indexes, *(f"{prefix}{stem}.{self.variant}*.safetensors" for stem in STEMS)], []
+        variants = [f"{prefix}{stem}.*.safetensors" for stem in STEMS]
+        yield [*indexes, *(f"{prefix}{stem}*.safetensors" for stem in STEMS)], variants
+
     def _has_files(self, folder: Path) -> bool:
         """Whether an earlier download is complete. A tokenizer's list of files is known to the hub alone."""
         found = find_weights(folder, self.variant) if self.has_weights else None
         return found is not None and found[0] == self.variant
-
-    def _download(self, subfolder: str) -> None:
-        from huggingface_hub import snapshot_download
-
-        prefix = f"{subfolder}/" if subfolder else ""
-        plain = [f"{prefix}{stem}.*.safetensors" for stem in STEMS]  # to be left out: these are variants
-        requests: list[tuple[list[str], list[str]]] = [([f"{prefix}*"], [])]
-        if self.has_weights:
-            indexes = [f"{prefix}{stem}*.json" for stem in STEMS]
-            requests = [([f"{prefix}{stem}.{self.variant}*.safetensors" for stem in STEMS] + indexes, [])] if self.variant else []
-            requests.append(([f"{prefix}{stem}*.safetensors" for stem in STEMS] + indexes, plain))
-        for allowed, ignored in requests:
-            fetch = partial(snapshot_download, self.location, revision=self.revision, allow_patterns=allowed, ignore_patterns=ignored)
-            folder = _from_hub(self.location, self.revision, fetch)
-            if self.has_weights and find_weights(Path(folder) / subfolder, self.variant):
-                return
 
 
 class Source:
@@ -177,7 +176,7 @@ class Source:
     def index(self) -> dict[str, Any]:
         """The model's own list of its parts, model_index.json."""
         root = Path(self.location).expanduser()
-        path = root / INDEX_FILE if root.is_dir() else _fetch_file(self.location, INDEX_FILE, self.options.revision)
+        path = root / INDEX_FILE if root.is_dir() else fetch_file(self.location, INDEX_FILE, self.options.revision)
         if path is None or not path.is_file():
             raise ConfigError(f"{self.location} has no {INDEX_FILE}", hint=f"It has {_contents(root)}." if root.is_dir() else None)
         return read_json(path)
@@ -217,8 +216,8 @@ def find_weights(folder: Path, variant: str | None) -> tuple[str | None, list[st
             if (folder / single).is_file():
                 return found, [single]
             if (folder / index).is_file():
-                shards = sorted(set(read_json(folder / index)["weight_map"].values()))
-                if all((folder / shard).is_file() for shard in shards):
+                shards = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+                if shards and all((folder / shard).is_file() for shard in shards):
                     return found, [index, *shards]
     return None
 
@@ -247,50 +246,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def _contents(folder: Path) -> str:
     names: Sequence[str] = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir() if not path.name.startswith("."))
     return ", ".join(names[:20]) or "nothing in it"
-
-
-def _fetch_file(repository: str, name: str, revision: str | None) -> Path | None:
-    """Download one file of a repository; None if the repository has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    def fetch() -> Path | None:
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision))
-        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError, but means that nobody could be asked
-            raise
-        except EntryNotFoundError:
-            return None
-
-    return _from_hub(repository, revision, fetch)
-
-
-def _from_hub(repository: str, revision: str | None, fetch: Callable[[], T]) -> T:
-    """Run a download and say in our words what went wrong."""
-    from huggingface_hub import errors
-
-    try:
-        return fetch()
-    except errors.GatedRepoError as error:
-        raise ConfigError(
-            f"{repository} is gated: its owner wants its licence accepted",
-            hint="Accept it on the model's page, then run `hf auth login` or set HF_TOKEN.",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ConfigError(f"{repository} has no revision {revision!r}", hint="Leave revision out for the newest.") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise ConfigError(
-            f"{repository!r} is neither a folder here nor a repository on the hub",
-            hint="Check the spelling; a private repository needs `hf auth login` or HF_TOKEN.",
-        ) from error
-    # HTTPError is httpx's or requests', by the release of huggingface_hub, and either's failures to connect are of it or OSErrors.
-    except (OSError, errors.HfHubHTTPError.__bases__[0]) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise MemoryLimitError(
-                f"the disk is full, so {repository} cannot be downloaded", hint="Make room, or set HF_HOME to another disk."
-            ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SimpleTunerError(
-            f"{repository} cannot be downloaded: {reason}",
-            hint="Check the network and HF_ENDPOINT, or set pretrained_model_name_or_path to a folder that has the model.",
-        ) from error

@@ -76,9 +76,6 @@ class Data(Section):
     vae_latent_sampling: Literal["fresh", "mean"] = option("fresh", advanced=True)
     """Take a new sample of what the VAE says of an image at each step (fresh), or always its mean."""
 
-    write_batch_size: int = option(128, ge=1, advanced=True)
-    """Cache entries that are written together."""
-
     dataloader_prefetch_qlen: int = option(4, ge=0, advanced=True)
     """Batches that are read ahead of training."""
 

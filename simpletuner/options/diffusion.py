@@ -14,7 +14,7 @@ class Diffusion(Section):
     """At which noise levels the model learns, and how its error is measured."""
 
     flow_schedule_shift: float | None = option(None, ge=0)
-    """Moves a flow-matching model's noise levels: above 1 towards composition, below 1 towards detail, 1 (or 0) not. The family's own if not given."""
+    """Moves the noise levels: above 1 towards composition, below 1 towards detail; 1, or 0, leaves them. The family's own if not given."""
 
     flow_schedule_auto_shift: bool = option(False)
     """Let the shift grow with the image's size. Wins over `flow_schedule_shift`."""

@@ -27,12 +27,10 @@ PLAIN_LORA = "lora_rank lora_alpha lora_dropout peft_lora_target_modules use_dor
 LYCORIS = "lycoris_config init_lokr_norm"
 PICTURES = (
     "validation_negative_prompt validation_resolution validation_guidance validation_num_inference_steps validation_seed num_validation_images "
-    "validation_step_interval validation_on_startup validation_lycoris_strength validation_guidance_rescale ema_validation"
+    "validation_step_interval validation_on_startup validation_lycoris_strength ema_validation"
 )
 IDLE = [
-    Idle(
-        f"lora_type init_lora {PLAIN_LORA} {LYCORIS}", lambda c: c.adapters.model_type == "full", "model_type full trains all weights, not an adapter"
-    ),
+    Idle(f"lora_type init_lora {PLAIN_LORA} {LYCORIS}", lambda c: c.adapters.model_type == "full", "model_type is full"),
     Idle(
         PLAIN_LORA,
         lambda c: c.adapters.model_type == "lora" and c.adapters.lora_type == "lycoris",

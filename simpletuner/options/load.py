@@ -85,8 +85,8 @@ def load_config(
     config = _build(values, reading)
     if reading.problems:
         raise _as_error(reading.problems)
-    origins = {key: DEFAULT for key in declared()}
-    origins |= {key: f"family {family}" for key in preferred} | {key: setting.origin for key, setting in reading.given.items()}
+    origins = dict.fromkeys(declared(), DEFAULT) | dict.fromkeys(preferred, f"family {family}")
+    origins |= {key: setting.origin for key, setting in reading.given.items()}
     config = _settle(config, origins, reading.notes)
     return Loaded(config, origins, (*reading.notes, *without_effect(config, reading.given)))
 
@@ -96,7 +96,7 @@ def _take(setting: Setting, reading: _Reading) -> None:
     key = spellings().get(setting.key, setting.key)
     option = declared().get(key)
     if option is None:
-        if not setting.key.startswith("_"):  # a comment
+        if not setting.key.startswith(("_", "$")):  # a comment, or an editor's $schema
             _refuse_unknown(setting, reading)
         return
     value = setting.value
@@ -183,18 +183,16 @@ def _family(reading: _Reading, family_defaults: FamilyDefaults) -> tuple[str, Ma
 
 def _build(values: Mapping[str, Any], reading: _Reading) -> TrainConfig:
     """Check section by section, then the sections together; what is refused stands at its default meanwhile."""
-    sections = {}
+    sections: dict[str, Section] = {}
     for name, section in SECTIONS.items():
         mine = {key: value for key, value in values.items() if key in section.model_fields}
         sections[name] = _build_section(section, mine, reading)
-    config = TrainConfig.model_construct(**sections)
-    for part in (*sections.values(), config):
-        for problem in part.problems():
-            if not reading.bad & set(problem.keys):
-                where = ", ".join(
-                    f"{key} = {reading.given[key].value!r} from {reading.given[key].origin}" for key in problem.keys if key in reading.given
-                )
-                reading.problems.append(f"{problem.text} ({where})")
+    config = TrainConfig.model_validate(sections, context=UNRULED)
+    for problem in [*(problem for section in sections.values() for problem in section.problems()), *config.problems()]:
+        if not reading.bad & set(problem.keys):
+            given = [reading.given[key] for key in problem.keys if key in reading.given]
+            where = ", ".join(f"{setting.key} = {setting.value!r} from {setting.origin}" for setting in given)
+            reading.problems.append(f"{problem.text} ({where})")
     return config
 
 
@@ -221,7 +219,7 @@ def _settle(config: TrainConfig, origins: dict[str, str], notes: list[str]) -> T
     if optim.lr_scheduler != "constant" or not optim.lr_warmup_steps:
         return config
     notes.append(f"lr_scheduler constant is run as constant_with_warmup, because lr_warmup_steps is {optim.lr_warmup_steps}")
-    origins["lr_scheduler"] = "lr_warmup_steps"
+    origins["lr_scheduler"] += ", with lr_warmup_steps"
     return config.model_copy(update={"optim": optim.model_copy(update={"lr_scheduler": "constant_with_warmup"})})
 
 

@@ -28,13 +28,10 @@ class Memory(Section):
     text_encoder_4_precision: str = option("no_change", choices_from="precision", advanced=True)
     """The same for the fourth text encoder, where the family has one."""
 
-    quantize_via: Literal["accelerator", "cpu", "pipeline"] = option("accelerator", advanced=True)
-    """Where the base is quantised: on the accelerator, in main memory (cpu), or while it is read (pipeline)."""
-
     vae_dtype: Literal["default", "fp32", "fp16", "bf16"] = option("default", advanced=True)
     """Number format of the VAE. `default` is bf16 on an accelerator and fp32 on the CPU."""
 
-    gradient_checkpointing: bool = option(True, ask="Save memory by computing activations twice?")
+    gradient_checkpointing: bool = option(True, ask="Save memory by computing activations twice?", was=["use_gradient_checkpointing"])
     """Keep few activations and compute the rest again on the way back: much less memory, about a fifth more time."""
 
     vae_enable_slicing: bool = option(False, advanced=True)

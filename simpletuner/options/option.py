@@ -52,7 +52,7 @@ def option(
         may_be_empty: whether an empty text, and null where it is allowed, are values; otherwise they count as not set.
         gt, ge, lt, le: limits of a number: greater than, at least, less than, at most.
     """
-    declared = {
+    declared: Any = {
         "ask": ask,
         "was": list(was),
         "was_opposite": list(was_opposite),
@@ -60,9 +60,9 @@ def option(
         "spellings": dict(spellings or {}),
         "advanced": advanced,
         "may_be_empty": may_be_empty,
+        "limits": {name: limit for name, limit in {"gt": gt, "ge": ge, "lt": lt, "le": le}.items() if limit is not None},
     }
-    limits = {name: limit for name, limit in {"gt": gt, "ge": ge, "lt": lt, "le": le}.items() if limit is not None}
-    return Field(default, json_schema_extra={"declared": declared, "limits": limits}, **limits)  # type: ignore[arg-type]
+    return Field(default, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra={"declared": declared})
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +197,7 @@ def _option(key: str, section: type[Section]) -> Option:
     extra = field.json_schema_extra
     assert isinstance(extra, dict), f"{section.__name__}.{key} is not declared with option()"
     assert field.description, f"{section.__name__}.{key} has no sentence under it"
-    declared: Any = extra["declared"]
-    limits: Any = extra["limits"]
+    declared: dict[str, Any] = extra["declared"]  # type: ignore[assignment]
     kind, choices, may_be_none = _kind(field.annotation)
     return Option(
         key=key,
@@ -208,8 +207,14 @@ def _option(key: str, section: type[Section]) -> Option:
         default=field.default,
         may_be_none=may_be_none,
         choices=choices,
-        limits=limits,
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in declared.items()},
+        limits=declared["limits"],
+        ask=declared["ask"],
+        was=tuple(declared["was"]),
+        was_opposite=tuple(declared["was_opposite"]),
+        choices_from=declared["choices_from"],
+        spellings=declared["spellings"],
+        advanced=declared["advanced"],
+        may_be_empty=declared["may_be_empty"],
     )
 
 

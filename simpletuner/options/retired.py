@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 GONE: Mapping[str, str] = {
-    **dict.fromkeys(("validation_torch_compile", "validation_torch_compile_mode"), "pictures are rendered without torch.compile"),
-    **dict.fromkeys(("aspect_ratio_bucketing", "aspect_ratio_bucket_min", "aspect_ratio_bucket_max"), "images always go into buckets by their shape"),
-    "repeats": "it belongs to a dataset in data_backend_config",
-    "ez_model_type": "model_type and lora_type say it",
-    "use_xformers": "PyTorch's own attention is used",
-    "enable_xformers_memory_efficient_attention": "PyTorch's own attention is used",
-    "enable_model_cpu_offload": "there is no such option; text encoders, VAE and denoiser are loaded one after the other anyway",
-    **dict.fromkeys(("offload_during_startup", "fully_unload_text_encoder"), "text encoders, VAE and denoiser are always loaded one after the other"),
-    **dict.fromkeys(("use_soft_min_snr", "soft_min_snr_sigma_data"), "it never had an effect"),
-    "compress_disk_cache": "caches are not compressed, so that they are read fast",
-    **dict.fromkeys(
-        ("preserve_data_backend_cache", "skip_file_discovery"), "what is known of a dataset is always kept and checked against its files"
+    "pictures are rendered without torch.compile": "validation_torch_compile validation_torch_compile_mode",
+    "images always go into buckets by their shape": "aspect_ratio_bucketing aspect_ratio_bucket_min aspect_ratio_bucket_max",
+    "it belongs to a dataset in data_backend_config": "repeats",
+    "model_type and lora_type say it": "ez_model_type",
+    "PyTorch's own attention is used": "use_xformers enable_xformers_memory_efficient_attention",
+    "text encoders, VAE and denoiser are always loaded one after the other": (
+        "enable_model_cpu_offload offload_during_startup fully_unload_text_encoder"
     ),
-    "override_dataset_config": "a changed dataset is always taken as it is now",
-    **dict.fromkeys(
-        ("vae_cache_scan_behaviour", "metadata_update_interval", "aspect_bucket_disable_rebuild"), "caches are keyed by what they were made of"
+    "it never had an effect": "use_soft_min_snr soft_min_snr_sigma_data",
+    "caches are not compressed, so that they are read fast": "compress_disk_cache",
+    "what is known of a dataset is kept, and checked against its files": "preserve_data_backend_cache skip_file_discovery",
+    "a changed dataset is always taken as it is now": "override_dataset_config",
+    "caches are keyed by what they were made of": "vae_cache_scan_behaviour metadata_update_interval aspect_bucket_disable_rebuild",
+    "checkpoints are always written aside, verified, and named if damaged": "checkpointing_use_tempdir delete_invalid_checkpoints",
+    "batches are always read ahead; dataloader_prefetch_qlen says how many": "dataloader_prefetch",
+    "gradients are always dropped after a step": "set_grads_to_none",
+    "TF32 is on where the GPU has it": "disable_tf32 allow_tf32",
+    "the average has one implementation": "ema_foreach_disable",
+    "a run ends exactly where max_train_steps or num_train_epochs says": "strict_epoch_limit ignore_final_epochs",
+    "each process always draws its own numbers from the one seed": "seed_for_each_device",
+    "noise is always drawn on the CPU, so that every machine draws the same": "validation_seed_source",
+    "there is no guard that it would lift": "i_know_what_i_am_doing",
+    "images are read by as many threads as there are cores": (
+        "read_batch_size image_processing_batch_size max_workers aspect_bucket_worker_count enable_multiprocessing"
     ),
-    **dict.fromkeys(
-        ("checkpointing_use_tempdir", "delete_invalid_checkpoints"), "checkpoints are always written aside, verified, and named if damaged"
-    ),
-    "dataloader_prefetch": "batches are always read ahead; dataloader_prefetch_qlen says how many",
-    "set_grads_to_none": "gradients are always dropped after a step",
-    "disable_tf32": "TF32 is on where the GPU has it",
-    "allow_tf32": "TF32 is on where the GPU has it",
-    "ema_foreach_disable": "the average has one implementation",
-    **dict.fromkeys(("strict_epoch_limit", "ignore_final_epochs"), "a run ends exactly where max_train_steps or num_train_epochs says"),
-    "seed_for_each_device": "each process always draws its own numbers from the one seed",
-    "validation_seed_source": "noise is always drawn on the CPU, so that every machine draws the same",
-    "i_know_what_i_am_doing": "there is no guard that it would lift",
-    **dict.fromkeys(
-        ("read_batch_size", "image_processing_batch_size", "max_workers", "aspect_bucket_worker_count", "enable_multiprocessing"),
-        "images are read by as many threads as there are cores",
-    ),
-    **dict.fromkeys(("disable_bucket_pruning", "allow_dataset_oversubscription"), "no image is left out for the size of its bucket"),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay"), "write it in optimizer_config"),
-    **dict.fromkeys(("optimizer_beta1", "optimizer_beta2"), "write beta1 and beta2 in optimizer_config"),
-    "base_model_default_dtype": "mixed_precision says it",
-    "gradient_precision": "what is trained has float32 gradients",
+    "cache entries are written as they are made": "write_batch_size",
+    "the base is quantised in main memory, before it moves to the accelerator": "quantize_via",
+    "no image is left out for the size of its bucket": "disable_bucket_pruning allow_dataset_oversubscription",
+    "it is written in optimizer_config": "adam_beta1 adam_beta2 adam_epsilon adam_weight_decay optimizer_beta1 optimizer_beta2",
+    "mixed_precision says it": "base_model_default_dtype",
+    "what is trained has float32 gradients": "gradient_precision",
 }
-"""Key to why it is not needed."""
+"""Why keys are not needed, to the keys."""
 
 LATER: Mapping[str, str] = {
     "group offload": "enable_group_offload group_offload_*",
@@ -57,7 +49,9 @@ LATER: Mapping[str, str] = {
     "evaluation on held-out images": "num_eval_images eval_* evaluation_type pretrained_evaluation_model_name_or_path",
     "webhooks and previews": "webhook_config webhook_reporting_interval validation_preview validation_preview_steps",
     "training text encoders": "train_text_encoder text_encoder_lr text_encoder_limit save_text_encoder freeze_encoder* layer_freeze_strategy",
-    "choosing text encoders": "pretrained_t5_model_name_or_path pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code",
+    "choosing text encoders": (
+        "pretrained_t5_model_name_or_path pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"
+    ),
     "ControlNet": "controlnet controlnet_* control conditioning_* masked_loss_probability",
     "epsilon and v prediction": (
         "prediction_type snr_gamma snr_weight offset_noise noise_offset noise_offset_probability input_perturbation input_perturbation_steps "
@@ -79,11 +73,14 @@ LATER: Mapping[str, str] = {
         "accelerate_extra_args find_unused_parameters accelerator_cache_clear_interval"
     ),
     "intervals in epochs, and late validation": "validation_epoch_interval checkpoint_epoch_interval validate_after_step validate_after_epoch",
-    "rolling checkpoints and disk guards": "checkpointing_rolling_steps checkpoints_rolling_total_limit offload_during_save disk_low_* delete_model_after_load",
+    "rolling checkpoints and disk guards": (
+        "checkpointing_rolling_steps checkpoints_rolling_total_limit offload_during_save disk_low_* delete_model_after_load"
+    ),
     "further settings of validation": (
-        "validation_prompt_library validation_guidance_real validation_no_cfg_until_timestep validation_guidance_skip_* validation_noise_scheduler "
-        "validation_disable_unconditional validation_image_format validation_image_quality validation_multigpu validation_method validation_external_* "
-        "validation_adapter_* validation_using_datasets validation_stitch_input_location"
+        "validation_adapter_* validation_disable_unconditional validation_external_* validation_guidance_real "
+        "validation_guidance_rescale validation_guidance_skip_* validation_image_format validation_image_quality "
+        "validation_method validation_multigpu validation_no_cfg_until_timestep validation_noise_scheduler "
+        "validation_prompt_library validation_stitch_input_location validation_using_datasets"
     ),
     "where the average is held": "ema_device ema_cpu_only",
     "further trackers' settings": "custom_tracker tracker_image_layout",
@@ -99,26 +96,20 @@ OFF = frozenset({"", "false", "no", "off", "none", "0", "0.0", "n", "f", "[]", "
 
 def notice(key: str, value: Any) -> str | None:
     """Say in one line why a key is not an option here; an empty line if it asks for nothing, None if it is unknown."""
-    if key in GONE:
-        return f"{key} is gone: {GONE[key]}"
-    if key in _later():
-        return _later_line(key, value, _later()[key])
-    for pattern, group in _later().items():
-        if "*" in pattern and fnmatch.fnmatch(key, pattern):
-            return _later_line(key, value, group)
-    return None
+    why = _find(key, GONE)
+    if why is not None:
+        return f"{key} is gone: {why}"
+    missing = _find(key, LATER)
+    if missing is None:
+        return None
+    # What is switched off has just the effect that it asks for.
+    return "" if str(value).lower() in OFF else f"{key} has no effect: not built yet ({missing})"
 
 
 def known_elsewhere() -> list[str]:
-    """Keys without an effect here, patterns included."""
-    return [*GONE, *_later()]
+    """Keys without an effect here; a star stands for any ending."""
+    return [key for table in (GONE, LATER) for keys in table.values() for key in keys.split()]
 
 
-def _later_line(key: str, value: Any, group: str) -> str:
-    """What is switched off has just the effect that it asks for."""
-    return "" if str(value).lower() in OFF else f"{key} has no effect yet: {group} is not built"
-
-
-@cache
-def _later() -> dict[str, str]:
-    return {key: group for group, keys in LATER.items() for key in keys.split()}
+def _find(key: str, table: Mapping[str, str]) -> str | None:
+    return next((group for group, keys in table.items() if any(fnmatch.fnmatch(key, pattern) for pattern in keys.split())), None)

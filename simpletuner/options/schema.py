@@ -12,7 +12,7 @@ from simpletuner.options.train_config import declared
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TRUTHS = [True, False, "true", "false", "yes", "no", "on", "off"]
-NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+NUMBER = r"^\s*([-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)?\s*$"
 BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
 
@@ -46,14 +46,14 @@ def _property(option: Option, choices: Mapping[str, Mapping[str, str]]) -> dict[
     found: dict[str, Any] = {"description": option.help, **_values(option, choices)}
     if not option.is_required and option.default is not None:
         found["default"] = option.default if isinstance(option.default, (bool, int, float, str)) else str(option.default)
-    return {"anyOf": [found, {"type": "null"}], "description": option.help} if "enum" in found else found
+    return found
 
 
 def _values(option: Option, choices: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     if option.choices:
-        return {"enum": [*option.choices, *option.spellings]}
+        return {"enum": [*option.choices, *option.spellings, None]}
     if option.kind == "bool":
-        return {"enum": TRUTHS}
+        return {"enum": [*TRUTHS, None]}
     if option.kind in ("int", "float"):
         limits = {BOUNDS[name]: limit for name, limit in option.limits.items()}
         return {"type": ["integer" if option.kind == "int" else "number", "string", "null"], "pattern": NUMBER, **limits}

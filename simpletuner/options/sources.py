@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def variable_of(name: str) -> str:
     return VARIABLES.get(name, name.lower() if name.isupper() else "")
 
 
-def _all_keys() -> Collection[str]:
+def _all_keys() -> set[str]:
     return declared().keys() | spellings().keys() | set(VARIABLES.values())
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 
 from simpletuner.options.adapters import Adapters
 from simpletuner.options.data import Data
@@ -14,10 +14,13 @@ from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.memory import Memory
 from simpletuner.options.models import Models
 from simpletuner.options.optim import Optim
-from simpletuner.options.option import Option, Problem, Section, options_of
+from simpletuner.options.option import UNRULED, Option, Problem, Section, options_of
 from simpletuner.options.reporting import Reporting
 from simpletuner.options.training import Training
 from simpletuner.options.validation import Validation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SECTIONS: dict[str, type[Section]] = {
     "models": Models,
@@ -62,8 +65,8 @@ class TrainConfig(BaseModel):
             yield Problem(keys, "base_model_precision must be no_change with model_type full: quantised weights cannot be trained")
 
     @model_validator(mode="after")
-    def _check(self) -> TrainConfig:
-        found = [problem.text for problem in self.problems()]
+    def _check(self, info: ValidationInfo) -> Self:
+        found = [problem.text for problem in self.problems()] if info.context != UNRULED else []
         if found:
             raise ValueError("; ".join(found))
         return self

@@ -50,8 +50,5 @@ class Validation(Section):
     validation_lycoris_strength: float = option(1.0, ge=0, advanced=True)
     """Strength of the adapter in the pictures."""
 
-    validation_guidance_rescale: float = option(0.0, ge=0, le=1, advanced=True)
-    """Brings the contrast of guided pictures back towards that of unguided ones; 0 leaves it, usual is 0.7."""
-
     ema_validation: Literal["none", "ema_only", "comparison"] = option("ema_only", advanced=True)
     """With `use_ema`, which weights are rendered: the trained ones (none), the averaged ones (ema_only), or both."""

@@ -5,38 +5,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from simpletuner import plugins
-from simpletuner.adapters.adapter import Adapter, Targets, kind_of
+from simpletuner.adapters.adapter import Adapter, Attached, Targets, kind_of
 from simpletuner.console import Console
-from simpletuner.data.embeds import EmbedCache
-from simpletuner.data.latents import LatentCache
 from simpletuner.data.loader import Loader
-from simpletuner.data.store import Store
 from simpletuner.diffusion.loss import loss_function
 from simpletuner.errors import ConfigError
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.optim.build import build_optimizer, build_schedule
+from simpletuner.optim.notes import notes as optimizer_notes
 from simpletuner.options.load import Loaded
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.randomness import seed_from
-from simpletuner.reporting.tracker import start_trackers
-from simpletuner.training.caching import TextEncoders, Vae, fill_latents, fill_text
+from simpletuner.reporting.tracker import Trackers, start_trackers
+from simpletuner.training.caching import fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.datasets import Datasets, find_datasets
 from simpletuner.training.ema import Ema
 from simpletuner.training.finish import finish, metadata_of
 from simpletuner.training.machine import start_accelerator
-from simpletuner.training.prompts import pictures
+from simpletuner.training.prompts import pictures, prompts_to_show
 from simpletuner.training.resume import resume
-from simpletuner.training.run_folder import make_writable, save_config
+from simpletuner.training.run_folder import make_writable, save_config, without_paths
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
@@ -86,60 +86,28 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     family = build_family(config)
     family.check_source()
     adapter = build_adapter(config, family)
-    shown = pictures(config.validation, config.training.seed, family.alignment_px)
+    shown = pictures(config.validation, config.training.seed, family)
     accelerator = start_accelerator(config)
     make_writable(output_dir)
-    datasets = find_datasets(config, family, variables, accelerator.num_processes, console)
-    if adapter.trains_base and any(dataset.plan.is_regularisation for dataset in datasets.all):
-        raise ConfigError("is_regularisation_data needs an adapter: with model_type full there is no untouched model to ask", hint="Set model_type to lora, or drop the key.")
+    for note in (*family.notes(), *optimizer_notes(config.optim)):
+        console.say(f"note: {note}")
+    datasets = find_datasets(config, family, variables, console, accelerator)
+    refuse_regularisation_of_full(adapter, datasets)
 
-    # Text encoders first: nothing else is loaded yet, and they are gone before the next large thing comes.
-    encoders = TextEncoders(family, config.memory, accelerator.device)
-    embeds = EmbedCache(Store(datasets.text_cache_dir), encoders.encode, encoders.fingerprint(), config.data.text_encoder_batch_size)
-    prompts = [*datasets.prompts(config.data.caption_dropout_probability), *(text for picture in shown for text in (picture.prompt, picture.negative_prompt))]
-    fill_text(embeds, encoders, family, prompts, console, accelerator)
+    # Text encoders and VAE come and go, one after the other, before the denoiser comes to stay.
+    caches = fill_caches(config, family, datasets, prompts_to_show(shown), console, accelerator)
+    loader = caches.loader(datasets.sampler(config))
 
-    # The VAE second, with the text encoders gone.
-    vae = Vae(family, config.memory, accelerator.device)
-    latents = datasets.latent_cache(vae.encode, family.vae_fingerprint(), config.data)
-    if not (config.data.vae_cache_ondemand or config.data.vae_cache_disable):
-        fill_latents(latents, vae, datasets.samples(), console, accelerator)
-    loader = datasets.loader(latents, embeds, config, accelerator)
-
-    # The denoiser last, in its final precision before it moves, and the adapter on what it will really be trained against.
-    denoiser = load_denoiser(config, family, adapter).to(accelerator.device)
-    torch.manual_seed(seed_from("adapter", config.training.seed))
-    attached = adapter.attach(denoiser)
-    if config.adapters.init_lora:
-        adapter.load(Path(config.adapters.init_lora))
-    if config.memory.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    denoiser.train()
-
-    pace = pace_of(config, loader)
-    checkpoints = CheckpointFolder(output_dir, config.training.checkpoints_total_limit, console.warn)
-    parameters = adapter.parameters()
+    denoiser, attached = attach_adapter(config, family, adapter, accelerator)
     training = config.training
+    parameters = adapter.parameters()
     ema = Ema(parameters, training.ema_decay, training.ema_update_interval, training.ema_warmup_steps) if training.use_ema else None
-    renderer = Renderer(family, denoiser, adapter, vae.get, embeds.read, config.validation, accelerator.device)
-    logging_dir = output_dir / config.reporting.logging_dir
-    reporting = config.reporting
-    trackers = start_trackers(
-        reporting.report_to if accelerator.is_main_process else "none", logging_dir, reporting.tracker_project_name, reporting.tracker_run_name, config.flat(), console.warn
-    )
-    validator = Validator(renderer, vae, shown, output_dir, config, ema, trackers, accelerator, console)
+    trackers = begin_trackers(config, output_dir, accelerator, console)
+    renderer = Renderer(family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, accelerator.device)
+    validator = Validator(renderer, caches.vae, shown, output_dir, config, ema, trackers, accelerator, console)
+    pace = pace_of(config, loader, bool(shown))
     trainer = Trainer(
-        step=Step(
-            family=family,
-            denoiser=denoiser,
-            adapter=adapter,
-            process=family.process(config.diffusion),
-            loss=loss_function(config.diffusion.loss_type, config.diffusion.huber_c),
-            device=accelerator.device,
-            seed=training.seed,
-            rank=accelerator.process_index,
-            draws_latents=config.data.vae_latent_sampling == "fresh",
-        ),
+        step=build_step(config, family, denoiser, adapter, accelerator),
         adapter=adapter,
         optimizer=build_optimizer(config.optim, parameters),
         schedule=build_schedule(config.optim, pace.total_steps),
@@ -150,17 +118,69 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         pace=pace,
         state=TrainState(step=0, position=0, epoch=0, data_digest=loader.digest()),
         accelerator=accelerator,
-        checkpoints=checkpoints,
+        checkpoints=CheckpointFolder(output_dir, training.checkpoints_total_limit, console.warn),
         metadata=metadata_of(config, family),
         write_extras=lambda folder: save_config(folder, config.flat()),
         validate=validator.validate,
         trackers=trackers,
         console=console,
         stop=stop,
+        autocast=lambda: autocast_of(config, adapter, accelerator.device),
     )
-    start = resume(trainer, training.resume_from_checkpoint, checkpoints, console)
-    show_start(console, config, family.source_name(), attached, datasets.facts(), pace, loader.batches_per_epoch() / pace.accumulation, str(accelerator.device), start)
+    start = resume(trainer, training.resume_from_checkpoint, console)
+    show_start(console, config, family.source_name(), attached, datasets.facts(training.train_batch_size), pace, loader.batches_per_epoch(), start)
     return Run(family, denoiser, trainer, validator)
+
+
+def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerator, console: Console) -> Trackers:
+    """Start the trackers, on the first process alone."""
+    options = config.reporting
+    asked = options.report_to if accelerator.is_main_process else "none"
+    folder = output_dir / options.logging_dir
+    return start_trackers(asked, folder, options.tracker_project_name, options.tracker_run_name, without_paths(config.flat()), console.warn)
+
+
+def build_step(config: TrainConfig, family: ModelFamily, denoiser: nn.Module, adapter: Adapter, accelerator: Accelerator) -> Step:
+    return Step(
+        family=family,
+        denoiser=denoiser,
+        adapter=adapter,
+        process=family.process(config.diffusion),
+        loss=loss_function(config.diffusion.loss_type, config.diffusion.huber_c),
+        device=accelerator.device,
+        seed=config.training.seed,
+        rank=accelerator.process_index,
+        draws_latents=config.data.vae_latent_sampling == "fresh",
+    )
+
+
+def autocast_of(config: TrainConfig, adapter: Adapter, device: torch.device) -> AbstractContextManager[None]:
+    """Float32 weights that are themselves trained are computed with in 16 bits under autocast; a frozen base is held in them."""
+    dtype = weight_dtype(config.memory)
+    return torch.autocast(device.type, dtype) if adapter.trains_base and dtype != torch.float32 else nullcontext()
+
+
+def refuse_regularisation_of_full(adapter: Adapter, datasets: Datasets) -> None:
+    """Regularisation pictures are trained towards what the untouched model answers, and `full` leaves none untouched."""
+    wrong = [dataset.id for dataset in datasets.plan.datasets if dataset.is_regularisation]
+    if adapter.trains_base and wrong:
+        raise ConfigError(
+            f"is_regularisation_data in {', '.join(wrong)} needs an adapter: with model_type full no untouched model is left to ask",
+            hint="Set model_type to lora, or drop the key.",
+        )
+
+
+def attach_adapter(config: TrainConfig, family: ModelFamily, adapter: Adapter, accelerator: Accelerator) -> tuple[nn.Module, Attached]:
+    """Load the denoiser in its final precision, move it, and put the adapter on what it will really be trained against."""
+    denoiser = load_denoiser(config, family, adapter).to(accelerator.device)
+    torch.manual_seed(seed_from("adapter", config.training.seed))
+    attached = adapter.attach(denoiser)
+    if config.adapters.init_lora:
+        adapter.load(Path(config.adapters.init_lora))
+    if config.memory.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    denoiser.train()
+    return denoiser, attached
 
 
 def build_family(config: TrainConfig) -> ModelFamily:
@@ -175,26 +195,23 @@ def build_adapter(config: TrainConfig, family: ModelFamily) -> Adapter:
 
 def load_denoiser(config: TrainConfig, family: ModelFamily, adapter: Adapter) -> nn.Module:
     """Load the base on the CPU in the precision in which it will be used."""
-    precision = config.memory.base_model_precision
+    seed = seed_from("model", config.training.seed)
     if adapter.trains_base:
-        if precision != "no_change":
-            raise ConfigError(f"base_model_precision {precision} needs an adapter: quantised weights cannot be trained", hint="Set it to no_change, or model_type to lora.")
-        return family.load_denoiser(torch.float32, seed_from("model", config.training.seed))
-    denoiser = family.load_denoiser(weight_dtype(config.memory), seed_from("model", config.training.seed))
-    quantise(denoiser, precision)
+        return family.load_denoiser(torch.float32, seed)
+    denoiser = family.load_denoiser(weight_dtype(config.memory), seed)
+    quantise(denoiser, config.memory.base_model_precision)
     return denoiser
 
 
-def pace_of(config: TrainConfig, loader: Loader) -> Pace:
+def pace_of(config: TrainConfig, loader: Loader, has_pictures: bool) -> Pace:
     """Work out how many steps there are."""
     training = config.training
     accumulation = training.gradient_accumulation_steps
     total = training.max_train_steps
     if not total:
-        epochs = training.num_train_epochs or 1
+        epochs = 1 if training.num_train_epochs is None else training.num_train_epochs
         batches = sum(loader.batches_per_epoch(epoch) for epoch in range(epochs))
         total = math.ceil(batches / (accumulation * training.num_processes))
-    has_pictures = bool(config.validation.validation_prompt or config.validation.user_prompt_library) and not config.validation.validation_disable
     return Pace(
         total_steps=total,
         accumulation=accumulation,

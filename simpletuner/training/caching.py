@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ from torch import Tensor, nn
 from simpletuner.console import Console
 from simpletuner.data.embeds import EmbedCache
 from simpletuner.data.latents import LatentCache
+from simpletuner.data.loader import Loader, prompts_of
+from simpletuner.data.sampler import Sampler
+from simpletuner.data.store import Store
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.memory import Memory
+from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.datasets import Datasets
 from simpletuner.types import Sample
 
 LONGEST_SHOWN = 3
@@ -80,8 +86,8 @@ class TextEncoders:
     def get(self) -> Any:
         if self._encoders is None:
             self._encoders = self._family.load_text_encoders(self._device, weight_dtype(self._options))
-            for precision, module in zip(self._precisions(), self._family.text_modules(self._encoders)):
-                quantise(module, precision)
+            for number, (precision, module) in enumerate(zip(self._precisions(), self._family.text_modules(self._encoders)), start=1):
+                quantise(module, precision, key=f"text_encoder_{number}_precision")
         return self._encoders
 
     @torch.no_grad()
@@ -108,7 +114,62 @@ class TextEncoders:
         ]
 
 
-def fill_text(cache: EmbedCache, encoders: TextEncoders, family: ModelFamily, prompts: Sequence[str], console: Console, accelerator: Accelerator) -> None:
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """What the two phases leave behind."""
+
+    config: TrainConfig
+    embeds: EmbedCache
+    latents: LatentCache
+    vae: Vae
+    is_pinned: bool
+
+    def loader(self, sampler: Sampler) -> Loader:
+        return Loader(
+            sampler,
+            self.latents,
+            self.embeds,
+            caption_dropout=self.config.data.caption_dropout_probability,
+            seed=self.config.training.seed,
+            prefetch=self.config.data.dataloader_prefetch_qlen,
+            pin_memory=self.is_pinned,
+        )
+
+
+def fill_caches(
+    config: TrainConfig, family: ModelFamily, datasets: Datasets, shown: Sequence[str], console: Console, accelerator: Accelerator
+) -> Caches:
+    """Encode whatever is missing: captions first, with nothing else loaded, then images, with the text encoders gone.
+
+    Args:
+        shown: prompts of validation, encoded along with the captions.
+    """
+    memo_folder, device = Path(config.data.cache_dir), accelerator.device
+    encoders = TextEncoders(family, config.memory, device, memo_folder)
+    store = Store(datasets.plan.text_cache_dir)
+    embeds = EmbedCache(store, encoders.encode, encoders.fingerprint(), config.data.text_encoder_batch_size, warn=console.warn)
+    prompts = [*prompts_of(datasets.samples(), config.data.caption_dropout_probability), *shown]
+    fill_text(embeds, encoders, family, prompts, console, accelerator)
+
+    vae = Vae(family, config.memory, device, memo_folder)
+    stores = {} if config.data.vae_cache_disable else datasets.stores()
+    latents = LatentCache(
+        lambda sample: stores.get(sample.backend),
+        vae.encode,
+        vae.fingerprint(),
+        datasets.pixels,
+        config.data.vae_batch_size,
+        warn=console.warn,
+        is_ondemand=config.data.vae_cache_ondemand,
+    )
+    if not config.data.vae_cache_ondemand:
+        fill_latents(latents, vae, datasets.samples(), console, accelerator)
+    return Caches(config, embeds, latents, vae, is_pinned=device.type == "cuda")
+
+
+def fill_text(
+    cache: EmbedCache, encoders: TextEncoders, family: ModelFamily, prompts: Sequence[str], console: Console, accelerator: Accelerator
+) -> None:
     """Encode what is missing, each process its share, say which captions are too long, and let the encoders go."""
     missing = cache.missing(prompts)
     if missing:
@@ -138,5 +199,3 @@ def fill_latents(cache: LatentCache, vae: Vae, samples: Sequence[Sample], consol
             cache.fill(mine, bar)
         vae.release()
     accelerator.wait_for_everyone()
-
-

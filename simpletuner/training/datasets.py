@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from simpletuner.console import Console
 from simpletuner.data.backend import DataBackend
+from simpletuner.data.buckets import Group, check_size, describe
 from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.images import read_pixels
 from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
+from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
 from simpletuner.errors import ConfigError
 from simpletuner.models.family import ModelFamily
@@ -43,20 +45,42 @@ class Datasets:
         """Where each dataset's latents are kept, by dataset id."""
         return {dataset.id: Store(dataset.cache_dir_vae) for dataset, _ in self.found}
 
-    def facts(self, buckets: Mapping[str, Sequence[tuple[str, int]]]) -> list[DatasetFacts]:
+    def groups(self) -> list[Group]:
+        return [
+            Group(dataset.id, discovery.samples, dataset.repeats, dataset.probability, dataset.train_batch_size) for dataset, discovery in self.found
+        ]
+
+    def sampler(self, config: TrainConfig) -> Sampler:
+        """The order in which all of this is drawn.
+
+        Raises:
+            DatasetError: a dataset cannot fill one optimizer step.
+        """
+        training = config.training
+        for group in self.groups():
+            check_size(group, training.train_batch_size, training.gradient_accumulation_steps, training.num_processes)
+        return Sampler(self.groups(), training.train_batch_size, training.seed)
+
+    def facts(self, batch_size: int) -> list[DatasetFacts]:
         """A line for the summary of each."""
         return [
             DatasetFacts(
                 name=dataset.id,
                 images=len(discovery.samples),
-                buckets=buckets[dataset.id],
+                buckets=[(str(row.bucket), row.images) for row in describe(group, batch_size)],
                 repeats=dataset.repeats,
                 is_regularisation=dataset.is_regularisation,
                 skipped={rule: len(names) for rule, names in discovery.skipped.items()},
-                changes=str(discovery.changes),
+                changes=changes_of(discovery),
             )
-            for dataset, discovery in self.found
+            for (dataset, discovery), group in zip(self.found, self.groups())
         ]
+
+
+def changes_of(discovery: Discovery) -> str:
+    """What is different from the last start, images and captions; empty if nothing is."""
+    captions = f"captions {discovery.caption_changes}" if str(discovery.caption_changes) else ""
+    return ", ".join(part for part in (str(discovery.changes), captions) if part)
 
 
 def find_datasets(config: TrainConfig, family: ModelFamily, variables: Mapping[str, str], console: Console, accelerator: Accelerator) -> Datasets:

@@ -13,6 +13,7 @@ from simpletuner.adapters.adapter import ADAPTER_FILE
 from simpletuner.console import Console, duration
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.prompts import named_prompts, parse_size
 from simpletuner.training.run_folder import save_config, without_paths
 from simpletuner.training.summary import show_end
 from simpletuner.training.trainer import Trainer
@@ -59,12 +60,14 @@ def finish(
 def call_arguments(config: TrainConfig, family: ModelFamily) -> dict[str, object]:
     """The arguments that make the plain pipeline render as validation did."""
     options = config.validation
-    from_size = options.validation_resolution.split(",")[0]
+    size = parse_size(options.validation_resolution.split(",")[0], family.alignment_px)
     return {
-        "prompt": options.validation_prompt or "your prompt",
+        "prompt": next(iter(named_prompts(options).values()), "your prompt"),
+        "negative_prompt": options.validation_negative_prompt,
+        "width": size.width,
+        "height": size.height,
         "num_inference_steps": options.validation_num_inference_steps,
         "guidance_scale": options.validation_guidance,
         **family.pipeline_text_arguments(),
-        "seed": config.training.seed,
-        "resolution": from_size,
+        "seed": config.training.seed if options.validation_seed is None else options.validation_seed,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import torch
 from accelerate import Accelerator
@@ -25,10 +24,10 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     if training.deterministic:
         # cuBLAS reads this once, at its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # LyCORIS' own kernels add gradients up atomically, in whatever order they come.
+        os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
         torch.use_deterministic_algorithms(True)
-    # Libraries announce their own future; nothing there is for the user of this run to do.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    accelerator = Accelerator(mixed_precision=config.memory.mixed_precision)
+    accelerator = Accelerator(mixed_precision="no")  # weights are held in their dtype; the one autocast there is stands in the trainer
     if config.memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("mixed_precision fp16 needs an accelerator; this machine trains on its CPU", hint="Set mixed_precision to bf16 or no.")
     if torch.cuda.is_available():

@@ -22,7 +22,7 @@ class Figures:
     samples: tuple[str, ...]
     """Ids of the samples on this process."""
     seconds: float
-    """Since the figures before these."""
+    """From the step before to this one, as the loop saw it."""
 
     @property
     def is_finite(self) -> bool:
@@ -38,7 +38,7 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pending: tuple[int, float, int, tuple[str, ...], Tensor, torch.cuda.Event | None] | None = None
+        self._pending: tuple[int, float, int, tuple[str, ...], float, Tensor, torch.cuda.Event | None] | None = None
         self._last = time.monotonic()
 
     def put(self, step: int, loss: Tensor, grad_norm: Tensor, learning_rate: float, epoch: int, samples: tuple[str, ...]) -> Figures | None:
@@ -51,19 +51,19 @@ class Meter:
             both = pinned.copy_(both, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._pending = (step, learning_rate, epoch, samples, both, event)
+        now = time.monotonic()
+        self._pending = (step, learning_rate, epoch, samples, now - self._last, both, event)
+        self._last = now
         return ready
 
     def take(self) -> Figures | None:
         """Give what is held, waiting for the device if it must."""
         if self._pending is None:
             return None
-        step, learning_rate, epoch, samples, both, event = self._pending
+        step, learning_rate, epoch, samples, seconds, both, event = self._pending
         self._pending = None
         if event is not None:
             event.synchronize()
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
         loss, grad_norm = both.tolist()
         return Figures(step, loss, grad_norm, learning_rate, epoch, samples, seconds)
 

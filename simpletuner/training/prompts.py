@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from simpletuner.errors import ConfigError
+from simpletuner.models.family import ModelFamily
 from simpletuner.options.validation import Validation
 from simpletuner.relaxed_json import load_relaxed
 from simpletuner.types import Size
@@ -31,16 +33,18 @@ class Picture:
         return f"{self.name}_{self.seed}_{self.size}"
 
 
-def pictures(options: Validation, seed: int, alignment_px: int) -> list[Picture]:
+def pictures(options: Validation, seed: int, family: ModelFamily) -> list[Picture]:
     """List what to render: every prompt at every resolution, `num_validation_images` seeds each.
 
     Raises:
         ConfigError: the library cannot be read, or a resolution cannot be used.
     """
-    if options.validation_disable:
+    prompts = {} if options.validation_disable else named_prompts(options)
+    if not prompts:
         return []
-    prompts = named_prompts(options)
-    sizes = [parse_size(text, alignment_px) for text in options.validation_resolution.split(",")]
+    sizes = [parse_size(text, family.alignment_px) for text in options.validation_resolution.split(",")]
+    for size in sizes:
+        family.check_size(size)
     first = seed if options.validation_seed is None else options.validation_seed
     return [
         Picture(name, prompt, options.validation_negative_prompt or "", size, first + number)
@@ -48,6 +52,11 @@ def pictures(options: Validation, seed: int, alignment_px: int) -> list[Picture]
         for size in sizes
         for number in range(options.num_validation_images)
     ]
+
+
+def prompts_to_show(shown: Sequence[Picture]) -> list[str]:
+    """Every text that has to be encoded for these pictures."""
+    return [text for picture in shown for text in (picture.prompt, picture.negative_prompt)]
 
 
 def named_prompts(options: Validation) -> dict[str, str]:
@@ -94,5 +103,4 @@ def parse_size(text: str, alignment_px: int) -> Size:
     else:
         number = float(match[3])
         width = height = round((number * 1e6) ** 0.5 if number < 5 else number)
-    aligned = Size(*(max(alignment_px, round(side / alignment_px) * alignment_px) for side in (width, height)))
-    return aligned
+    return Size(*(max(alignment_px, round(side / alignment_px) * alignment_px) for side in (width, height)))

@@ -10,7 +10,7 @@ from simpletuner.training.checkpoint import Checkpoint, CheckpointFolder
 from simpletuner.training.trainer import Trainer
 
 
-def resume(trainer: Trainer, wanted: str | None, checkpoints: CheckpointFolder, console: Console) -> str:
+def resume(trainer: Trainer, wanted: str | None, console: Console) -> str:
     """Bring a trainer to where the run stands.
 
     Args:
@@ -22,9 +22,10 @@ def resume(trainer: Trainer, wanted: str | None, checkpoints: CheckpointFolder, 
     Raises:
         ConfigError: no such checkpoint, a damaged one, or one beyond the last step.
     """
-    checkpoint = find(wanted, checkpoints)
-    main = trainer.accelerator.is_main_process
-    aside = checkpoints.supersede(checkpoint.step if checkpoint else 0) if main else None
+    checkpoint = find(wanted, trainer.checkpoints)
+    trainer.accelerator.wait_for_everyone()  # all look before the first process moves anything
+    is_main = trainer.accelerator.is_main_process
+    aside = trainer.checkpoints.supersede(checkpoint.step if checkpoint else 0) if is_main else None
     if aside is not None:
         console.warn(f"later checkpoints of this output folder are not continued and were moved to {aside}")
     if checkpoint is None:
@@ -52,7 +53,11 @@ def find(wanted: str | None, checkpoints: CheckpointFolder) -> Checkpoint | None
         if checkpoint.folder.name == name:
             problem = checkpoint.problem()
             if problem:
-                raise ConfigError(f"resume_from_checkpoint {name} is damaged: {problem}", hint="Use latest, which takes the newest one that is whole.")
+                raise ConfigError(
+                    f"resume_from_checkpoint {name} is damaged: {problem}", hint="Use latest, which takes the newest one that is whole."
+                )
             return checkpoint
     there = ", ".join(checkpoint.folder.name for checkpoint in checkpoints.all()) or "none"
-    raise ConfigError(f"resume_from_checkpoint {wanted!r} is not in the output folder", hint=f"There: {there}. Use latest, or an empty value for a fresh start.")
+    raise ConfigError(
+        f"resume_from_checkpoint {wanted!r} is not in the output folder", hint=f"There: {there}. Use latest, or an empty value for a fresh start."
+    )

@@ -25,7 +25,9 @@ def make_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"output_dir {folder} cannot be written to: {error.strerror}", hint="Choose another output_dir, or change its permissions.") from error
+        raise ConfigError(
+            f"output_dir {folder} cannot be written to: {error.strerror}", hint="Choose another output_dir, or change its permissions."
+        ) from error
 
 
 def without_paths(value: Any) -> Any:

@@ -12,6 +12,7 @@ from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.trainer import Pace
 
 BUCKETS_SHOWN = 6
+PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class DatasetFacts:
     def line(self) -> str:
         shown = ", ".join(f"{size} x{count}" for size, count in self.buckets[:BUCKETS_SHOWN])
         more = f" and {len(self.buckets) - BUCKETS_SHOWN} more" if len(self.buckets) > BUCKETS_SHOWN else ""
-        parts = [f"{self.images} images in {len(self.buckets)} buckets ({shown}{more})"]
+        parts = [f"{self.images} images in {len(self.buckets)} bucket{'s' if len(self.buckets) > 1 else ''} ({shown}{more})"]
         if self.repeats:
             parts.append(f"{self.repeats} repeats")
         if self.is_regularisation:
@@ -39,7 +40,7 @@ class DatasetFacts:
         if self.skipped:
             parts.append("skipped: " + ", ".join(f"{count} {rule}" for rule, count in self.skipped.items()))
         if self.changes:
-            parts.append(self.changes)
+            parts.append(f"since last time: {self.changes}")
         return "; ".join(parts)
 
 
@@ -50,21 +51,21 @@ def show_start(
     attached: Attached,
     datasets: Sequence[DatasetFacts],
     pace: Pace,
-    steps_per_epoch: float,
-    device: str,
-    resumed: str,
+    batches_per_epoch: int,
+    start: str,
 ) -> None:
     """Print the summary."""
+    steps_per_epoch = batches_per_epoch / (pace.accumulation * config.training.num_processes)
     kind = config.adapters.model_type if config.adapters.model_type == "full" else config.adapters.lora_type
     batch = config.training.train_batch_size * config.training.gradient_accumulation_steps * config.training.num_processes
     rows = {
-        "model": f"{config.models.model_family} from {source}, {config.memory.mixed_precision} on {device}"
+        "model": f"{config.models.model_family} from {source}, {PRECISIONS[config.memory.mixed_precision]}"
         + (f", base in {config.memory.base_model_precision}" if config.memory.base_model_precision != "no_change" else ""),
         "learns": f"{kind}: {amount(attached.parameters)} parameters on {attached.modules} of {attached.modules_total} modules",
         **{f"dataset {facts.name}": facts.line() for facts in datasets},
         "steps": f"{pace.total_steps} of {batch} images ({pace.total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:g} steps)",
         "optimizer": f"{config.optim.optimizer}, rate {config.optim.learning_rate:g}, {config.optim.lr_scheduler}",
-        "start": resumed,
+        "start": start,
         "output": f"{config.training.output_dir}, a checkpoint every {pace.save_every} steps, pictures every {pace.validate_every}"
         if pace.validate_every
         else f"{config.training.output_dir}, a checkpoint every {pace.save_every} steps",

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-
 from simpletuner.adapters.adapter import Adapter
 from simpletuner.console import Bar, Console
 from simpletuner.data.loader import Loader
 from simpletuner.errors import SimpleTunerError, Stopped
-from simpletuner.optim.build import set_rate
+from simpletuner.optim.build import restore, set_rate
 from simpletuner.options.optim import Optim
 from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.checkpoint import CheckpointFolder
@@ -64,12 +63,17 @@ class Trainer:
         trackers: Trackers,
         console: Console,
         stop: StopRequest,
+        autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        """
+        Args:
+            autocast: gives the context in which a batch is trained on.
+        """
         self.step, self.adapter, self.optimizer, self.schedule, self.optim = step, adapter, optimizer, schedule, optim
         self.scaler, self.ema, self.loader, self.pace, self.state = scaler, ema, loader, pace, state
         self.accelerator, self.checkpoints, self.validate = accelerator, checkpoints, validate
         self.metadata, self.write_extras = metadata, write_extras
-        self.trackers, self.console, self.stop = trackers, console, stop
+        self.trackers, self.console, self.stop, self.autocast = trackers, console, stop, autocast
         self.parameters = list(adapter.parameters().values())
         self.meter = Meter(step.device)
 
@@ -107,7 +111,7 @@ class Trainer:
         samples: list[str] = []
         for micro_step in range(self.pace.accumulation):
             batch = next(batches)
-            with self._autocast():
+            with self.autocast():
                 loss = self.step.losses(batch, number, micro_step).mean() / self.pace.accumulation
             self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -122,9 +126,6 @@ class Trainer:
             self.ema.update(number + 1)
         self._count()
         return self.meter.put(number + 1, total, norm, learning_rate, self.state.epoch, tuple(samples))
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return self.accelerator.autocast() if self.adapter.trains_base else nullcontext()
 
     def _agree_on_stopping(self) -> None:
         """A signal may have reached one process only, or others a step later: all stop if any was asked to."""
@@ -187,7 +188,8 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         self.state.save(folder)
         self.adapter.save(folder, {**self.metadata, "step": str(self.state.step)})
-        torch.save({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}, folder / "optimizer.pt")
+        saved = {"name": self.optim.optimizer, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        torch.save(saved, folder / "optimizer.pt")
         if self.ema is not None:
             torch.save(self.ema.state_dict(), folder / "ema.pt")
         self.write_extras(folder)
@@ -197,7 +199,10 @@ class Trainer:
         self.state = TrainState.load(folder)
         self.adapter.load(folder)
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        if saved["name"] == self.optim.optimizer:
+            restore(self.optimizer, saved["optimizer"])
+        else:
+            self.console.warn(f"the optimizer changed from {saved['name']} to {self.optim.optimizer}: what it has gathered starts anew")
         self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None and (folder / "ema.pt").is_file():
             self.ema.load_state_dict(torch.load(folder / "ema.pt", map_location="cpu", weights_only=True))

@@ -27,7 +27,7 @@ def backend(folder) -> LocalBackend:
 
 @pytest.mark.parametrize("name", plugins.names("simpletuner.data.backends"))
 def test_every_backend_declares_its_keys(name):
-    kind = plugins.load("simpletuner.data.backends", name, DataBackend)
+    kind = plugins.load("simpletuner.data.backends", name, DataBackend)  # type: ignore[type-abstract]
 
     assert issubclass(kind.options_type, DatasetOptions) and kind.options_type is not DatasetOptions
 

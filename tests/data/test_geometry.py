@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from simpletuner.data.geometry import AspectChoice, GeometryRule, Measure, cover, fit, refusal
+from simpletuner.data.geometry import AspectChoice, GeometryRule, Measure, Unit, cover, fit, refusal
 from simpletuner.types import Crop, Geometry, Size
 
 SIDES = st.integers(1, 12000)
@@ -35,11 +36,11 @@ def rules(draw):
     )
 
 
-def rule(value: float = 1024, unit: str = "pixel_area", step: int = 64, **others) -> GeometryRule:
+def rule(value: float = 1024, unit: Unit = "pixel_area", step: int = 64, **others: Any) -> GeometryRule:
     return GeometryRule(**{"resolution": Measure(value, unit), "alignment_px": step, "aspect_decimals": 2, "is_cropped": False, **others})
 
 
-def cropped(**others) -> GeometryRule:
+def cropped(**others: Any) -> GeometryRule:
     return rule(**{"is_cropped": True, **others})
 
 
@@ -182,7 +183,7 @@ def test_the_target_never_leaves_a_part_of_the_bucket_empty():
 
 
 def test_a_maximum_changes_nothing_without_crop():
-    limits = {"maximum": Measure(1.0, "area"), "target": Measure(1.0, "area")}
+    limits: dict[str, Any] = {"maximum": Measure(1.0, "area"), "target": Measure(1.0, "area")}
 
     assert fit(Size(4000, 2000), rule(512, **limits), random=0) == fit(Size(4000, 2000), rule(512), random=0)
 

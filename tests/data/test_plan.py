@@ -226,7 +226,7 @@ def test_every_problem_is_reported_at_once(plan_of):
         "dataset 'set': resolution is 'big'; it must be a number",
         "dataset 'set': entries 1 and 2 have the same id; each needs its own",
         "dataset 'set': folder gone does not exist",
-        "dataset 'third': type 'lokal' is not among the backends. did you mean 'local'?",
+        "dataset 'third': type 'lokal' is not among the backends; did you mean 'local'?",
         "entry 4 is 'fourth'; a dataset is an object in braces",
         "entry 5: an 'id' is needed",
         "dataset 'six': dataset_type 'imagee'; did you mean 'image'?",
@@ -333,7 +333,15 @@ def test_a_setting_without_effect_is_said_aloud(plan_of, keys, note):
 
 
 def test_nothing_is_said_of_settings_that_ask_for_nothing(plan_of):
-    quiet = {"start_epoch": 1, "start_step": 0, "end_epoch": None, "scan_for_errors": True, "conditioning": [], "slider_strength": 0.0, "hash_filenames": True}
+    quiet: dict[str, object] = {
+        "start_epoch": 1,
+        "start_step": 0,
+        "end_epoch": None,
+        "scan_for_errors": True,
+        "conditioning": [],
+        "slider_strength": 0.0,
+        "hash_filenames": True,
+    }
 
     assert plan_of({**HERE, **quiet}).notes == ()
 

@@ -28,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
         self.sent: list[str] = []
+        self.status, self.error_code = 200, ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, with_body: bool) -> None:
         path = self.path.split("?")[0]
+        if self.server.status != 200:
+            return self._send(self.server.status, b"", {"X-Error-Code": self.server.error_code}, with_body)
         if not path.startswith(("/api/models/maker/small/", "/maker/small/")):
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
         if path.startswith("/api/models/maker/small/tree/"):
@@ -162,7 +165,24 @@ def test_what_the_hub_does_not_have_is_said_in_our_words(hub, tmp_path, code, ex
     assert ask(code, tmp_path, f"http://127.0.0.1:{hub.server_port}") == expected
 
 
-def test_a_hub_that_cannot_be_reached_is_no_mistake_in_the_configuration(tmp_path):
-    said = ask("source().index", tmp_path, "http://127.0.0.1:9")
+@pytest.mark.parametrize(
+    ("status", "error_code", "expected"),
+    [
+        (403, "GatedRepo", "ConfigError maker/small is gated: its owner wants its licence accepted"),
+        (404, "RevisionNotFound", "ConfigError maker/small has no revision 'v9'"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_our_words(hub, tmp_path, status, error_code, expected):
+    hub.status, hub.error_code = status, error_code
+
+    assert ask("source(revision='v9').index", tmp_path, f"http://127.0.0.1:{hub.server_port}") == expected
+
+
+@pytest.mark.parametrize("is_offline", [True, False], ids=["offline and not in the cache", "refused by the hub"])
+def test_files_that_do_not_come_are_no_mistake_in_the_configuration(hub, tmp_path, is_offline):
+    hub.status = 403
+    environment = {"HF_HUB_OFFLINE": "1"} if is_offline else {}
+
+    said = ask("source().index", tmp_path, f"http://127.0.0.1:{hub.server_port}", **environment)
 
     assert said.startswith("SimpleTunerError maker/small cannot be downloaded: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -30,7 +31,7 @@ def test_the_warm_up_rises_in_equal_parts_from_more_than_0_to_the_peak(name):
 
     assert rise[0] == pytest.approx(1 / 101)
     assert rise[100] == 1.0
-    assert all(later - earlier == pytest.approx(1 / 101) for earlier, later in zip(rise, rise[1:]))
+    assert all(later - earlier == pytest.approx(1 / 101) for earlier, later in itertools.pairwise(rise))
 
 
 @pytest.mark.parametrize("name", list(ROWS))
@@ -75,7 +76,7 @@ def test_sine_waves_between_the_peak_and_the_end_without_a_jump():
     values = [at("sine", step, shape) for step in range(801)]
 
     assert [values[step] for step in (0, 200, 400, 600, 800)] == pytest.approx([1, 0.1, 1, 0.1, 1])
-    assert max(abs(later - earlier) for earlier, later in zip(values, values[1:])) < 0.01
+    assert max(abs(later - earlier) for earlier, later in itertools.pairwise(values)) < 0.01
 
 
 @given(

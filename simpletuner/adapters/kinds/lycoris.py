@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from simpletuner.adapters import snippet, weights
 from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Targets
-from simpletuner.adapters.lycoris_file import DEFAULT_TARGETS, FULL_DIMENSION, ONE_FOR_ALL, LycorisFile, Recipe, read_lycoris
+from simpletuner.adapters.lycoris_file import DEFAULT_TARGETS, FULL_DIMENSION, ONE_FOR_ALL, LycorisFile, Recipe, read_lycoris, saved_config
 from simpletuner.adapters.targets import adaptable, is_low_precision, is_quantised, match_pattern, owner_classes, resolve_class
 from simpletuner.errors import ConfigError
 
@@ -38,8 +38,7 @@ SCALED = {
 }
 """Tensors that a change of alpha multiplies, those that a module has of them."""
 FOLDED = (LokrModule, LohaModule)
-"""Kinds whose scale alpha / dim the library applies once in a forward pass but twice when it merges. Their files are
-saved with a scale of 1, folded into a factor, so that both ways give the trained numbers."""
+"""Modules of the algorithms whose scale is folded into a factor when they are saved (see `lycoris_file.FOLDED`)."""
 
 
 class Lycoris(Adapter):
@@ -95,7 +94,7 @@ class Lycoris(Adapter):
 
         A factor into which a scale was folded is float64 where float32 could not give the trained number back.
         """
-        config = _config(self._file, self._modules)
+        config = saved_config(self._file, self._modules)
         weights.write(folder / ADAPTER_FILE, self._tensors(), {**metadata, "format": "pt", "lycoris_config": json.dumps(config)})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -314,26 +313,3 @@ def _scale_ratio(lora: LycorisBaseModule, found: Mapping[str, Tensor]) -> tuple[
     if torch.equal(alpha, torch.tensor(float(lora.scale * lora.lora_dim))):
         return 1.0, 1.0
     return alpha.item() / lora.lora_dim, lora.scale
-
-
-def _config(file: LycorisFile, modules: Mapping[str, Recipe]) -> dict[str, Any]:
-    """The settings as they are in effect, with the denoiser's own class names and the scale that the file has."""
-    preset: dict[str, Any] = {
-        "target_module": list(modules),
-        "target_name": list(file.names),
-        "module_algo_map": {name: _saved(recipe) for name, recipe in modules.items() if recipe is not file.recipe},
-        "name_algo_map": {name: _saved(recipe) for name, recipe in file.name_recipes.items()},
-        "exclude_name": list(file.excluded),
-        "enable_conv": file.enable_conv,
-        "use_fnmatch": file.use_fnmatch,
-    }
-    return {"multiplier": 1.0, **_saved(file.recipe), "apply_preset": {key: value for key, value in preset.items() if value != [] and value != {}}}
-
-
-def _saved(recipe: Recipe) -> dict[str, Any]:
-    settings = {"algo": recipe.algo, **recipe.settings}
-    if recipe.algo in ("lokr", "loha") and settings["linear_dim"] < FULL_DIMENSION:
-        settings |= {"linear_alpha": float(settings["linear_dim"]), "rs_lora": False}
-        if "conv_alpha" in settings:
-            settings["conv_alpha"] = float(settings.get("conv_dim", settings["linear_dim"]))
-    return settings

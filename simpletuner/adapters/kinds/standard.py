@@ -6,6 +6,7 @@ Letters: I inputs and O outputs of a layer, r rank.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +39,10 @@ class Standard(Adapter):
         self._denoiser: Any = nn.Identity()
         self._layers: dict[str, Any] = {}
         """PEFT's LoRA layers by the names of the modules that they wrap."""
+        alpha: Any = options.lora_rank if options.lora_alpha is None else options.lora_alpha  # PEFT declares int and takes float
         self._config = LoraConfig(
             r=options.lora_rank,
-            lora_alpha=options.lora_rank if options.lora_alpha is None else options.lora_alpha,
+            lora_alpha=alpha,
             lora_dropout=options.lora_dropout,
             init_lora_weights="gaussian" if options.lora_init_type == "gaussian" else True,
             use_dora=options.use_dora,
@@ -52,7 +54,9 @@ class Standard(Adapter):
         names = self._targets(denoiser, list(modules))
         self._check_base(modules, names)
         self._config.target_modules = names
-        inject_adapter_in_model(self._config, denoiser, adapter_name=NAME)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TorchaoLoraLinear")  # speaks of merging, which training does not do
+            inject_adapter_in_model(self._config, denoiser, adapter_name=NAME)
         self._denoiser = denoiser
         self._layers = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, LoraLayer)}
         for layer in self._layers.values():

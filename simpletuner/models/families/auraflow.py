@@ -32,8 +32,8 @@ RELEASED_ALIGNMENT_PX = 64
 """Of pictures of a thousand pixels a side this makes a few dozen buckets; in the model's own 16 px there would be hundreds."""
 TEXT_TOKENS = {"pony": 768}
 USUAL_TEXT_TOKENS = 256
-"""As many as AuraFlowPipeline reads when it is not told otherwise. The other trainer of this name cuts at 120, so that its adapters
-learn from shorter captions, and other padding, than anyone samples them with."""
+"""As many as AuraFlowPipeline reads when it is not told otherwise, so that captions are cut and padded as prompts will be. The existing
+tool of our name takes 120; `tokenizer_max_length: 120` repeats that."""
 
 
 class AuraFlow(ModelFamily):
@@ -51,7 +51,7 @@ class AuraFlow(ModelFamily):
         "JointTransformerBlock": ("AuraFlowJointTransformerBlock",),
         "SingleTransformerBlock": ("AuraFlowSingleTransformerBlock",),
     }
-    lora_targets = ("to_k", "to_q", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv")
+    lora_targets = ("to_k", "to_q", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     pipeline_class = "AuraFlowPipeline"
 

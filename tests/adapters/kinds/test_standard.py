@@ -105,8 +105,9 @@ def test_products_are_taken_in_the_inputs_dtype(make_denoiser, make_adapter, run
     denoiser, adapter = make_denoiser(torch.bfloat16), make(make_adapter)
     adapter.attach(denoiser)
     seen = set()
-    for layer in adapter._layers.values():
-        layer.lora_A["default"].register_forward_hook(lambda module, inputs, output: seen.add((inputs[0].dtype, output.dtype)))
+    for name, module in denoiser.named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_hook(lambda module, inputs, output: seen.add((inputs[0].dtype, output.dtype)))
 
     run(denoiser)
 
@@ -116,7 +117,7 @@ def test_products_are_taken_in_the_inputs_dtype(make_denoiser, make_adapter, run
 def test_gradients_are_those_of_the_low_rank_product_in_float64(make_denoiser, make_adapter):
     denoiser, adapter = make_denoiser(), make(make_adapter, lora_alpha=6.0)
     adapter.attach(denoiser)
-    layer = adapter._layers["single_transformer_blocks.0.attn.to_q"].double()
+    layer = denoiser.single_transformer_blocks[0].attn.to_q.double()
     down, up = (getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B"))
     up.data.normal_()
     x = torch.randn(7, 64, dtype=torch.float64)

@@ -1,0 +1,76 @@
+"""The names that open options may take: families, optimizers, precisions, trackers; and what a family prefers."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simpletuner import plugins
+from simpletuner.errors import ConfigError, choose
+from simpletuner.memory.precision import PRECISIONS
+from simpletuner.models.family import ModelFamily
+from simpletuner.optim.catalogue import OPTIMIZERS
+
+FAMILIES = "simpletuner.models.families"
+TRACKERS = "simpletuner.reporting.trackers"
+
+
+def known_names() -> dict[str, list[str]]:
+    """Every open set by its name, without importing what is in it."""
+    return {
+        "family": plugins.names(FAMILIES),
+        "optimizer": [row.name for row in OPTIMIZERS],
+        "precision": [row.name for row in PRECISIONS],
+        "tracker": ["none", "all", *plugins.names(TRACKERS)],
+    }
+
+
+def described() -> dict[str, dict[str, str]]:
+    """Every open set by its name, each member with a sentence."""
+    return {
+        "family": {name: _family_sentence(name) for name in plugins.names(FAMILIES)},
+        "optimizer": {row.name: row.summary for row in OPTIMIZERS},
+        "precision": {row.name: row.summary for row in PRECISIONS},
+        "tracker": {
+            "none": "Nothing.",
+            "all": "All of them.",
+            **{name: _first_line(f"{TRACKERS}.{name}") for name in plugins.names(TRACKERS)},
+        },
+    }
+
+
+def family_of(name: str) -> type[ModelFamily]:
+    """Import one family.
+
+    Raises:
+        ConfigError: no such family.
+    """
+    return plugins.load(FAMILIES, name, ModelFamily)  # type: ignore[type-abstract]
+
+
+def family_defaults(name: str, flavour: str | None) -> Mapping[str, Any]:
+    """Give what a family prefers over the general defaults.
+
+    Raises:
+        ConfigError: no such family, or it has no such flavour.
+    """
+    kind = family_of(name)
+    if flavour is not None and flavour not in kind.flavours:
+        raise ConfigError(f"{name} has no flavour {flavour!r}", hint=choose(flavour, kind.flavours, "flavours"))
+    return kind.defaults
+
+
+def _family_sentence(name: str) -> str:
+    flavours = ", ".join(f"`{flavour}` ({source})" for flavour, source in family_of(name).flavours.items())
+    return f"{_first_line(f'{FAMILIES}.{name}')} Flavours: {flavours}."
+
+
+def _first_line(module: str) -> str:
+    """The first line of a module's docstring, without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.split("\n")[0]

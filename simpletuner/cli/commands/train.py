@@ -1,0 +1,88 @@
+"""`simpletuner train`: read the config, then train; or say what would be done."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simpletuner.cli.locate import Place
+    from simpletuner.options.load import Loaded
+    from simpletuner.options.sources import Setting
+
+help = "train an adapter, or a whole model"
+example = "simpletuner train --config config/config.json --learning_rate 5e-5"
+
+OWN = ("config", "example", "env", "dry_run", "all", "debug")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from simpletuner.cli.flags import help_of_options
+
+    place = parser.add_argument_group("which config", "by default ./config.json or config/config.json (also .toml and .env)")
+    place.add_argument("--config", metavar="PATH", help="this file, or the config in this folder")
+    place.add_argument("-e", "--example", metavar="NAME", help="an embedded example; `simpletuner examples` lists them")
+    place.add_argument("--env", metavar="NAME", help="config/NAME/config.json; the variables ENV and SIMPLETUNER_ENV do the same")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be done, load nothing")
+    parser.add_argument("--all", action="store_true", help="with --dry-run, also list the options that stand at their defaults")
+    parser.set_defaults(flags=[])
+    parser.epilog = help_of_options()
+
+
+def run(args: argparse.Namespace) -> int:
+    from simpletuner.cli.flags import read_flags
+    from simpletuner.cli.launch import is_launched, is_main_process, launch
+    from simpletuner.cli.locate import find_config
+    from simpletuner.cli.preview import preview
+    from simpletuner.console import Console
+
+    flags, own = read_flags(args.flags, OWN)
+    asked = {"config": args.config, "example": args.example, "env": args.env, **own}
+    place = find_config(asked["config"], asked["example"], asked["env"], os.environ)
+    loaded = read_options(place, flags)
+    training = loaded.config.training
+    variables = {"model_family": loaded.config.models.model_family, "output_dir": str(training.output_dir)}
+    if place.example:
+        variables["example"] = str(place.example)
+    console = Console(is_main=is_main_process(os.environ))
+    if args.dry_run:
+        preview(loaded, place.config, variables, console, lists_all=args.all)
+        return 0
+    if training.num_processes > 1 and not is_launched(os.environ):
+        return launch([sys.executable, "-m", "simpletuner", *args.argv], training.num_processes)
+    console.say(f"training by {place.config}")
+
+    from simpletuner.training.quiet import quiet_libraries
+
+    quiet_libraries()
+    from simpletuner.training.assemble import train  # torch and all: seconds that a refused config need not wait for
+
+    return train(loaded, console, variables)
+
+
+def read_options(place: Place, flags: Sequence[Setting]) -> Loaded:
+    """Read the options of a config, of config.env beside it, of the environment and of flags, the strongest last.
+
+    Variables of an .env file that are no options are put into the environment, for libraries.
+    """
+    from simpletuner.cli.choices import family_defaults, known_names
+    from simpletuner.options.load import load_config
+    from simpletuner.options.sources import read_environment, read_file
+
+    settings, variables = read_file(place.config, os.environ)
+    beside = place.config.parent / "config.env"
+    if place.config.suffix != ".env" and beside.is_file():
+        more, others = read_file(beside, os.environ)
+        settings, variables = [*settings, *more], {**variables, **others}
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    return load_config(
+        [*settings, *read_environment(os.environ), *flags],
+        family_defaults,
+        choices=known_names(),
+        variables={"example": str(place.example)} if place.example else {},
+        environ=os.environ,
+    )

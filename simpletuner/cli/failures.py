@@ -1,0 +1,84 @@
+"""What a failure says and which exit code it has."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+from simpletuner.errors import MemoryLimitError, SimpleTunerError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
+"""How libraries that are not Python's own report the same."""
+MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
+SHORT_OF_MEMORY = "Lower train_batch_size or resolution, turn gradient_checkpointing on, or set base_model_precision to int8-quanto."
+INTERRUPTED, PIPE_CLOSED = 130, 1
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Print what went wrong and what to do, and give the exit code."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail once more
+        return PIPE_CLOSED
+    if debug:
+        traceback.print_exception(type(error), error, error.__traceback__)
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    known = understand(error)
+    # What every process of a run finds, the first one says.
+    if not debug and isinstance(known, SimpleTunerError) and known.exit_code in (2, 3) and os.environ.get("RANK", "0") != "0":
+        return known.exit_code
+    _print(known)
+    return known.exit_code
+
+
+def understand(error: BaseException) -> SimpleTunerError:
+    """Put any failure into words of ours; out of memory and disk full have an exit code of their own."""
+    if isinstance(error, SimpleTunerError):
+        return error
+    chain = _chain(error)
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return _disk_full(cause.filename)
+    if any(text in str(cause) for cause in chain for text in FULL_TEXTS):
+        return _disk_full(None)
+    for cause in chain:
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+            return MemoryLimitError(f"out of memory: {_one_line(cause)}", hint=SHORT_OF_MEMORY)
+        if isinstance(cause, RuntimeError) and any(text in str(cause) for text in MEMORY_TEXTS):
+            return MemoryLimitError(f"out of memory: {_one_line(cause)}", hint=SHORT_OF_MEMORY)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return SimpleTunerError(
+        f"unexpected {type(error).__name__}: {_one_line(error)}{where}",
+        hint="This is a fault of ours or of a library's. Run again with --debug for the traceback, and please report it.",
+    )
+
+
+def _disk_full(path: object) -> MemoryLimitError:
+    place = f" while writing {path}" if path else ""
+    return MemoryLimitError(f"disk full{place}", hint="Make room; what was written before is kept, and the same command goes on from there.")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what led to it."""
+    found: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in found:
+        found.append(at)
+        at = at.__cause__ or at.__context__
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no further word"
+
+
+def _print(error: SimpleTunerError) -> None:
+    from simpletuner.console import Console
+
+    Console(stream=sys.stderr).error(error.message, error.hint)

@@ -1,0 +1,117 @@
+"""What `train --dry-run` prints: every option with its source, the datasets, and what would be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from simpletuner.adapters.adapter import kind_of
+from simpletuner.adapters.lycoris_file import read_lycoris
+from simpletuner.cli.choices import family_of
+from simpletuner.console import Console
+from simpletuner.data.plan import load_plan
+from simpletuner.models.family import ModelFamily
+from simpletuner.models.source import is_local
+from simpletuner.optim import catalogue, notes
+from simpletuner.options.load import DEFAULT, Loaded
+from simpletuner.options.option import options_of
+from simpletuner.options.train_config import SECTIONS, TrainConfig
+from simpletuner.options.validation import Validation
+from simpletuner.training.prompts import named_prompts, parse_size, pictures
+
+USUAL_ALIGNMENT_PX = 64
+"""What sizes are rounded to here when only the hub could say."""
+
+
+def preview(loaded: Loaded, path: Path, variables: Mapping[str, str], console: Console, *, lists_all: bool) -> None:
+    """Print what a run would do, and refuse what it would refuse before it loads anything.
+
+    Raises:
+        ConfigError, DatasetError: as the run would.
+    """
+    config = loaded.config
+    console.heading(f"Options, from {path}")
+    show_options(loaded, console, lists_all=lists_all)
+    family = family_of(config.models.model_family)(config.models)
+    family.check_source()
+    catalogue.find(config.optim.optimizer)
+    console.heading("Would load")
+    console.facts(parts_of(config, family))
+    alignment_px = family.alignment_px if knows_alignment(family) else USUAL_ALIGNMENT_PX
+    plan = load_plan(config.data.data_backend_config, config.data, variables, alignment_px=alignment_px)
+    console.heading("Datasets")
+    for line in plan.describe():
+        console.say(f"  {line}")
+    console.say()
+    for note in (*loaded.notes, *family.notes(), *notes.notes(config.optim), *plan.notes):
+        console.say(f"note: {note}")
+    console.say("\nNothing was loaded or written. Without --dry-run this would train.")
+
+
+def show_options(loaded: Loaded, console: Console, *, lists_all: bool) -> None:
+    """List, section by section, what was set and by whom, and on demand the rest."""
+    values = loaded.config.flat()
+    shown = [key for key in values if lists_all or loaded.origins[key] != DEFAULT]
+    width = max(len(key) for key in shown)
+    value_width = min(40, max(len(written(values[key])) for key in shown))
+    for name, section in SECTIONS.items():
+        mine = [key for key in options_of(section) if key in shown]
+        if mine:
+            console.say(f"  {name}", style="bold")
+        for key in sorted(mine, key=lambda key: loaded.origins[key] == DEFAULT):
+            origin = loaded.origins[key]
+            console.say(f"    {key:<{width}}  {written(values[key]):<{value_width}}  {origin}", style="dim" if origin == DEFAULT else None)
+    if not lists_all:
+        console.say(f"  and {len(values) - len(shown)} defaults (--all lists them)", style="dim")
+
+
+def written(value: object) -> str:
+    """A value as it would stand in config.json."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "-"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def is_here(family: ModelFamily) -> bool:
+    """Whether every part of the model is on this machine, so that asking for its facts asks no hub."""
+    return is_local(family.source.location) and not any(family.source.is_replaced(part) for part in family.parts)
+
+
+def knows_alignment(family: ModelFamily) -> bool:
+    return is_here(family) or (family.source.is_released and not any(family.source.is_replaced(part) for part in family.parts))
+
+
+def count_pictures(options: Validation, seed: int, family: ModelFamily) -> int:
+    """How many pictures a validation would render.
+
+    Raises:
+        ConfigError: a size is none, or the model, if it is here, cannot take it.
+    """
+    if is_here(family):
+        return len(pictures(options, seed, family))
+    prompts = {} if options.validation_disable else named_prompts(options)
+    sizes = [parse_size(text, USUAL_ALIGNMENT_PX) for text in options.validation_resolution.split(",")]
+    return len(prompts) * len(sizes) * options.num_validation_images
+
+
+def parts_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
+    """The parts of the run and where each comes from."""
+    models, memory, kind = config.models, config.memory, kind_of(config.adapters)
+    replaced = models.pretrained_unet_model_name_or_path or models.pretrained_transformer_model_name_or_path
+    precision = "" if memory.base_model_precision == "no_change" else f", quantised to {memory.base_model_precision}"
+    how = "random weights" if family.starts_random else f"weights in {memory.mixed_precision}{precision}"
+    adapter = "all weights"
+    if kind == "lycoris":
+        read = read_lycoris(config.adapters.lycoris_config)
+        adapter = f"lycoris {read.recipe.algo} by {read.source}"
+    elif kind == "standard":
+        adapter = f"plain LoRA of rank {config.adapters.lora_rank}"
+    shown = count_pictures(config.validation, config.training.seed, family)
+    return {
+        "model": f"{models.model_family} from {family.source_name()}",
+        "text encoders, VAE": models.pretrained_vae_model_name_or_path or family.source_name(),
+        family.denoiser_folder: f"{replaced or family.source_name()}, {how}",
+        "learns": adapter,
+        "optimizer": config.optim.optimizer,
+        "pictures": f"{shown} every {config.validation.validation_step_interval} steps" if shown else "none",
+    }

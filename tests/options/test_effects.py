@@ -1,0 +1,72 @@
+"""Options that will do nothing are named, if somebody set them."""
+
+from __future__ import annotations
+
+import pytest
+
+from simpletuner.options.effects import IDLE, without_effect
+from simpletuner.options.load import load_config
+from simpletuner.options.sources import Setting
+from simpletuner.options.train_config import declared
+
+
+def notes(**values):
+    settings = [Setting(key, value, "config.json") for key, value in {"model_family": "auraflow", **values}.items()]
+    return load_config(settings, lambda name, flavour: {}).notes
+
+
+@pytest.mark.parametrize(
+    ("values", "idle"),
+    [
+        ({"lora_type": "lycoris", "lora_rank": 16}, "lora_rank"),
+        ({"lora_type": "standard", "lycoris_config": "a.json"}, "lycoris_config"),
+        ({"model_type": "full", "lora_rank": 4}, "lora_rank"),
+        ({"flow_sigmoid_scale": 2, "flow_use_uniform_schedule": True}, "flow_sigmoid_scale"),
+        ({"flow_sigmoid_scale": 2, "flow_use_beta_schedule": True}, "flow_sigmoid_scale"),
+        ({"flow_beta_schedule_alpha": 3}, "flow_beta_schedule_alpha"),
+        ({"flow_schedule_shift": 3, "flow_schedule_auto_shift": True}, "flow_schedule_shift"),
+        ({"huber_c": 0.2}, "huber_c"),
+        ({"grad_clip_method": "value", "max_grad_norm": 0}, "grad_clip_method"),
+        ({"vae_cache_ondemand": True, "vae_cache_disable": True}, "vae_cache_ondemand"),
+        ({"target_downsample_size": 1024}, "target_downsample_size"),
+        ({"ema_decay": 0.9}, "ema_decay"),
+        ({"validation_guidance": 3}, "validation_guidance"),
+        ({"validation_prompt": "a", "validation_disable": True}, "validation_prompt"),
+        ({"tracker_run_name": "a"}, "tracker_run_name"),
+    ],
+)
+def test_an_option_without_effect_is_said_aloud(values, idle):
+    said = [note for note in notes(**values) if "no effect" in note]
+
+    assert len(said) == 1, said
+    assert idle in said[0].split(" ha")[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"lora_type": "lycoris", "lycoris_config": "a.json"},
+        {"lora_rank": 8},
+        {"flow_sigmoid_scale": 2},
+        {"flow_use_beta_schedule": True, "flow_beta_schedule_alpha": 3},
+        {"flow_schedule_shift": 3},
+        {"loss_type": "huber", "huber_c": 0.2},
+        {"use_ema": True, "ema_decay": 0.9},
+        {"validation_prompt": "a", "validation_guidance": 3},
+        {"report_to": "jsonl", "tracker_run_name": "a"},
+        {"use_dora": False, "lora_type": "lycoris"},
+    ],
+)
+def test_an_option_with_effect_or_switched_off_needs_no_word(values):
+    assert notes(**values) == ()
+
+
+def test_a_default_needs_no_word():
+    config = load_config([Setting("model_family", "auraflow", "config.json")], lambda name, flavour: {}).config
+
+    assert without_effect(config, []) == []
+
+
+def test_every_option_that_may_be_idle_exists():
+    assert {key for idle in IDLE for key in idle.keys.split()} <= declared().keys()
