@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -79,18 +80,18 @@ class LatentCache:
         return key_of(kind="latents", version=CODE_VERSION, vae=self._fingerprint, image=sample.content, resized=str(resized), crop=window)
 
     def missing(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Those that have to be encoded: one sample a key, none where nothing is kept."""
-        held: dict[Store, set[str]] = {}
-        found: dict[tuple[Store, str], Sample] = {}
+        """Those that have to be encoded: one sample a key and folder, none where nothing is kept."""
+        held: dict[Path, set[str]] = {}
+        found: dict[tuple[Path, str], Sample] = {}
         for sample in samples:
             store = self._store_of(sample)
             if store is None:
                 continue
-            if store not in held:
-                held[store] = store.keys()
+            if store.folder not in held:
+                held[store.folder] = store.keys()
             key = self.key(sample)
-            if key not in held[store]:
-                found.setdefault((store, key), sample)
+            if key not in held[store.folder]:
+                found.setdefault((store.folder, key), sample)
         return list(found.values())
 
     def fill(self, samples: Sequence[Sample], bar: Bar | None = None) -> None:

@@ -14,6 +14,7 @@ from simpletuner.data.backend import DataBackend
 from simpletuner.data.buckets import Group, check_size, describe
 from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.images import read_pixels
+from simpletuner.data.index import Changes
 from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
@@ -79,8 +80,12 @@ class Datasets:
 
 def changes_of(discovery: Discovery) -> str:
     """What is different from the last start, images and captions; empty if nothing is."""
-    captions = f"captions {discovery.caption_changes}" if str(discovery.caption_changes) else ""
-    return ", ".join(part for part in (str(discovery.changes), captions) if part)
+    parts = []
+    if discovery.changes != Changes():
+        parts.append(str(discovery.changes))
+    if discovery.caption_changes != Changes():
+        parts.append(f"captions {discovery.caption_changes}")
+    return ", ".join(parts)
 
 
 def find_datasets(config: TrainConfig, family: ModelFamily, variables: Mapping[str, str], console: Console, accelerator: Accelerator) -> Datasets:

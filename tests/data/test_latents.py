@@ -134,6 +134,12 @@ def test_the_same_image_twice_is_encoded_once(tmp_path):
     assert latents.missing([sample(0), replace(sample(0), name="copy.png"), sample(1)]) == [sample(0), sample(1)]
 
 
+def test_datasets_that_share_a_folder_share_its_entries(tmp_path):
+    latents = cache(lambda one: Store(tmp_path), Vae())
+
+    assert latents.missing([sample(0), sample(0, backend="dogs")]) == [sample(0)]
+
+
 def test_another_vae_leaves_the_entries_of_this_one(tmp_path):
     latents = cache(Store(tmp_path), Vae())
     latents.fill([sample(0)])

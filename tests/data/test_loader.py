@@ -152,10 +152,14 @@ class Breaking:
 
     def __init__(self, latents: LatentCache, broken: Sample) -> None:
         self.latents, self.broken = latents, broken
-        self.batches_read = 0
+        self.reads: list[Sequence[Sample]] = []
+
+    @property
+    def batches_read(self) -> int:
+        return len(self.reads)
 
     def read_batch(self, samples: Sequence[Sample]) -> Sequence[Mapping[str, Tensor]]:
-        self.batches_read += 1
+        self.reads.append(samples)  # in one go, whichever thread it is
         if self.broken in samples:
             raise OSError(5, "Input/output error")
         return self.latents.read_batch(samples)

@@ -11,8 +11,8 @@ from simpletuner.options.adapters import Adapters
 from simpletuner.options.data import Data
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.memory import Memory
-from simpletuner.options.option import options_of
 from simpletuner.options.optim import Optim
+from simpletuner.options.option import options_of
 from simpletuner.options.train_config import SECTIONS, declared, spellings
 from simpletuner.options.training import Training
 from simpletuner.options.validation import Validation
