@@ -162,7 +162,9 @@ def fill_caches(
         warn=console.warn,
         is_ondemand=config.data.vae_cache_ondemand,
     )
-    if not config.data.vae_cache_ondemand:
+    if config.data.vae_cache_ondemand or config.data.vae_cache_disable:
+        vae.get()  # now, rather than from the loader's thread in the middle of a step
+    else:
         fill_latents(latents, vae, datasets.samples(), console, accelerator)
     return Caches(config, embeds, latents, vae, is_pinned=device.type == "cuda")
 
@@ -172,6 +174,7 @@ def fill_text(
 ) -> None:
     """Encode what is missing, each process its share, say which captions are too long, and let the encoders go."""
     missing = cache.missing(prompts)
+    accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
     if missing:
         warn_of_long(missing, family.count_tokens(encoders.get(), missing), family.text_tokens, console)
         mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -193,6 +196,7 @@ def warn_of_long(prompts: Sequence[str], counts: Sequence[int], limit: int, cons
 def fill_latents(cache: LatentCache, vae: Vae, samples: Sequence[Sample], console: Console, accelerator: Accelerator) -> None:
     """Encode what is missing, each process its share, and let the VAE go."""
     missing = cache.missing(samples)
+    accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
     if missing:
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         with console.bar("latents", len(mine), "images") as bar:

@@ -14,11 +14,11 @@ from simpletuner.data.backend import DataBackend
 from simpletuner.data.buckets import Group, check_size, describe
 from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.images import read_pixels
-from simpletuner.data.index import Changes
+from simpletuner.data.index import Changes, digest
 from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
-from simpletuner.errors import ConfigError
+from simpletuner.errors import ConfigError, DatasetError
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.summary import DatasetFacts
@@ -40,6 +40,8 @@ class Datasets:
     def pixels(self, sample: Sample) -> Tensor:
         """One training picture, (3, H, W) in [-1, 1]."""
         data = self.backends[sample.backend].read(sample.name)
+        if digest(data) != sample.content:  # or its latents would be kept under the old picture's key
+            raise DatasetError(f"{sample.id} was changed since the run began", hint="Start the same command again.")
         return read_pixels(data, sample.geometry, sample.id)
 
     def stores(self) -> Mapping[str, Store]:
