@@ -8,8 +8,10 @@ make_environment "$here"
 cd "$here"
 
 has_config() {
-    [ -n "${ENV:-}${SIMPLETUNER_ENV:-}${SIMPLETUNER_ENVIRONMENT:-}${CONFIG_PATH:-}" ] && return 0
-    local suffix argument
+    local suffix argument name
+    for name in "${ENV:-}" "${SIMPLETUNER_ENV:-}" "${SIMPLETUNER_ENVIRONMENT:-}"; do
+        case "$name" in "" | /*) ;; *) return 0 ;; esac # containers set ENV to a shell's start-up file
+    done
     for suffix in json toml env; do
         { [ -f "config/config.$suffix" ] || [ -f "config.$suffix" ]; } && return 0
     done

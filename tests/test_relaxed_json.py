@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simpletuner.errors import ConfigError
 from simpletuner.relaxed_json import load_relaxed, parse_relaxed
 
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no fault of the reader's."""
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -18,11 +20,13 @@ VALUES = st.recursive(
 )
 
 
+@CALM
 @given(VALUES, st.sampled_from([None, 2]))
 def test_what_json_writes_is_read_as_it_was(value, indent):
     assert parse_relaxed(json.dumps(value, indent=indent), "text") == value
 
 
+@CALM
 @given(VALUES)
 def test_text_outside_ascii_needs_no_escapes(value):
     assert parse_relaxed(json.dumps(value, ensure_ascii=False), "text") == value

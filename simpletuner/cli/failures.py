@@ -60,7 +60,9 @@ def understand(error: BaseException) -> SimpleTunerError:
 
 def _disk_full(path: object) -> MemoryLimitError:
     place = f" while writing {path}" if path else ""
-    return MemoryLimitError(f"disk full: no space left{place}", hint="Make room; what was written before is kept, and the same command goes on from there.")
+    return MemoryLimitError(
+        f"disk full: no space left{place}", hint="Make room; what was written before is kept, and the same command goes on from there."
+    )
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -14,15 +14,16 @@ from simpletuner.options.train_config import SECTIONS, declared, spellings
 WIDTH = 100
 
 
-def read_flags(words: Sequence[str], own: Collection[str]) -> tuple[list[Setting], dict[str, str]]:
+def read_flags(words: Sequence[str], named: Collection[str], switches: Collection[str]) -> tuple[list[Setting], dict[str, str]]:
     """Read what a command leaves of its words as options.
 
     Args:
         words: e.g. ["--learning_rate", "1e-4", "env=mine"].
-        own: names of the command's own arguments, which may also be given as `name=value`.
+        named: the command's own arguments that may also be given as `name=value`.
+        switches: the command's own flags that are meant by what is spelled nearly like them.
 
     Returns:
-        The options, and the command's own arguments by name.
+        The options, and the command's own arguments that were given as `name=value`.
 
     Raises:
         ConfigError: a word is neither; offers the nearest flag.
@@ -31,12 +32,12 @@ def read_flags(words: Sequence[str], own: Collection[str]) -> tuple[list[Setting
     if rest:
         raise ConfigError(f"{rest[0]!r} is neither a flag nor name=value", hint="Flags look like --learning_rate 1e-4; --help lists them.")
     for setting in found:
-        if setting.key not in own and setting.key not in declared() and setting.key not in spellings() and notice(setting.key, "") is None:
-            best = nearest(setting.key, [*declared(), *spellings(), *own])
+        if setting.key not in named and setting.key not in declared() and setting.key not in spellings() and notice(setting.key, "") is None:
+            best = nearest(setting.key, [*declared(), *spellings(), *named, *switches])
             hint = f"Did you mean --{best}?" if best else "`simpletuner options` lists all flags."
             raise ConfigError(f"there is no flag --{setting.key}", hint=hint)
-    mine = {setting.key: setting.value for setting in found if setting.key in own}
-    return [setting for setting in found if setting.key not in own], mine
+    own = {setting.key: setting.value for setting in found if setting.key in named}
+    return [setting for setting in found if setting.key not in named], own
 
 
 def describe_section(section: type[Section], options: Sequence[Option]) -> str:

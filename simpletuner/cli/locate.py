@@ -21,6 +21,11 @@ class Place:
     config: Path
     example: Path | None = None
 
+    @property
+    def name(self) -> str:
+        """What the config is called where it is spoken of."""
+        return f"example {self.example.name}" if self.example else str(self.config)
+
 
 def find_config(config: str | None, example: str | None, env: str | None, environ: Mapping[str, str]) -> Place:
     """Find a config; what is asked for by flag goes before what is asked for by environment variable, and that before the usual places.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from simpletuner.adapters.adapter import kind_of
 from simpletuner.adapters.lycoris_file import read_lycoris
@@ -23,14 +22,14 @@ USUAL_ALIGNMENT_PX = 64
 """What sizes are rounded to here when only the hub could say."""
 
 
-def preview(loaded: Loaded, path: Path, variables: Mapping[str, str], console: Console, *, lists_all: bool) -> None:
+def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Console, *, lists_all: bool) -> None:
     """Print what a run would do, and refuse what it would refuse before it loads anything.
 
     Raises:
         ConfigError, DatasetError: as the run would.
     """
     config = loaded.config
-    console.heading(f"Options, from {path}")
+    console.heading(f"Options, from {name}")
     show_options(loaded, console, lists_all=lists_all)
     family = family_of(config.models.model_family)(config.models)
     family.check_source()
@@ -69,7 +68,7 @@ def written(value: object) -> str:
     """A value as it would stand in config.json."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "-"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def is_here(family: ModelFamily) -> bool:

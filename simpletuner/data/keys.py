@@ -67,7 +67,7 @@ IDLE: Idle = {
 
 IDLE_TEXT: Idle = {
     **IDLE,
-    **idle("is one setting for the whole run: write it in config.json", "write_batch_size", "128"),
+    **idle("has no effect: entries are written as they are made", "write_batch_size", "128"),
     **idle("is one setting for the whole run: write it in config.json", "text_encoder_batch_size"),
     **idle(LATER, "text_cache_ondemand text_cache_disable caption_filter_list"),
 }

@@ -8,8 +8,8 @@ from typing import Literal
 
 from simpletuner.options.option import Problem, Section, option
 
-LARGEST_MEGAPIXELS = 100
-"""Above it, a size in megapixels was meant in pixels."""
+LARGEST_MEGAPIXELS = 20
+"""From here on, a size in megapixels was meant in pixels."""
 SMALLEST_PIXELS = 8
 """Below it, a size in pixels was meant in megapixels."""
 
@@ -90,7 +90,7 @@ class Data(Section):
         }
         unit = f"with resolution_type {self.resolution_type}"
         for key, size in sizes.items():
-            if size and self.resolution_type == "area" and size > LARGEST_MEGAPIXELS:
+            if size and self.resolution_type == "area" and size >= LARGEST_MEGAPIXELS:
                 yield Problem((key, "resolution_type"), f"{key} is in megapixels {unit}; {size:g} cannot be meant")
             if size and self.resolution_type != "area" and size < SMALLEST_PIXELS:
                 yield Problem((key, "resolution_type"), f"{key} is in pixels {unit}; {size:g} cannot be meant")

@@ -13,7 +13,7 @@ from simpletuner.errors import ConfigError, choose, nearest
 from simpletuner.options.effects import without_effect
 from simpletuner.options.option import UNRULED, Option, Section
 from simpletuner.options.retired import notice
-from simpletuner.options.sources import Setting
+from simpletuner.options.sources import TRUTHS, Setting
 from simpletuner.options.train_config import SECTIONS, TrainConfig, declared, spellings
 
 FamilyDefaults = Callable[[str, str | None], Mapping[str, Any]]
@@ -103,13 +103,14 @@ def _take(setting: Setting, reading: _Reading) -> None:
     if _is_unset(value, option):
         return
     if setting.key in option.was_opposite:
-        value = {"true": False, "false": True}.get(str(value).lower(), value)
+        word = str(value).strip().lower()
+        value = not TRUTHS[word] if word in TRUTHS else value
     if setting.key != key:
         reading.notes.append(
             f"{setting.key} ({setting.origin}) is now called {key}" + (f", and means {value!r} there" if value != setting.value else "")
         )
     before = reading.given.get(key)
-    over = f" in place of {before.value!r} from {before.origin}" if before and before.value != value else ""
+    over = f" in place of {before.value!r} from {before.origin}" if before and str(before.value) != str(value) else ""
     if setting.origin.startswith("environment ") or (over and not setting.origin.startswith(FLAG)):
         reading.notes.append(f"{key} {value!r} is taken from {setting.origin}{over}")
     reading.given[key] = Setting(key, value, setting.origin)

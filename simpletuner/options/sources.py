@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.errors import ConfigError
+from simpletuner.options.retired import notice
 from simpletuner.options.train_config import declared, spellings
 from simpletuner.relaxed_json import load_relaxed
 
@@ -46,7 +48,10 @@ BESIDE = frozenset({"data_backend_config", "lycoris_config", "user_prompt_librar
 """Files that a config names, and that may lie beside it."""
 EXTRA_WORDS = "TRAINER_EXTRA_ARGS"
 PREFIX = "SIMPLETUNER_"
-TRUTHS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0", "y", "n", "t", "f"})
+NEAR = 0.85
+"""From this likeness to an option on, a variable in an .env file is one that is misspelled."""
+TRUTHS = {**dict.fromkeys(("true", "yes", "on", "1", "y", "t"), True), **dict.fromkeys(("false", "no", "off", "0", "n", "f"), False)}
+"""Words for truth values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class Setting:
     """Where: "config/config.json", "environment LEARNING_RATE", "flag --learning_rate"."""
 
 
-def read_file(path: Path, environ: Mapping[str, str]) -> tuple[list[Setting], dict[str, str]]:
-    """Read a file of options by its suffix: .json, .toml or .env.
+def read_file(path: Path, environ: Mapping[str, str], name: str | None = None) -> tuple[list[Setting], dict[str, str]]:
+    """Read a file of options by its suffix: .json, .toml or .env. Settings are said to come from `name`, or else from the path.
 
     Returns:
         The settings in order; and of an .env file the variables that are no options, which are meant for libraries.
@@ -75,7 +80,7 @@ def read_file(path: Path, environ: Mapping[str, str]) -> tuple[list[Setting], di
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no object of options", hint='It begins with { and lists "option": value.')
     found = [(key.lstrip("-").replace("-", "_"), value) for key, value in content.items()]
-    return [Setting(key, _beside(path, value) if key in BESIDE else value, str(path)) for key, value in found], {}
+    return [Setting(key, _beside(path, value) if key in BESIDE else value, name or str(path)) for key, value in found], {}
 
 
 def _beside(path: Path, value: Any) -> Any:
@@ -114,7 +119,8 @@ def read_variables(path: Path, environ: Mapping[str, str]) -> tuple[list[Setting
             raise ConfigError(f"{path}, line {number}: {error}", hint="Put the value in one pair of quotes.") from error
         plain = " ".join(words)
         found[name] = plain if value.lstrip().startswith("'") else _expand(plain, {**environ, **found})
-    settings = _of_variables(found, str(path) + " {}")
+    keys = {name: key for name in found if (key := _meant(variable_of(name)))}
+    settings = [Setting(key, found[name], f"{path} {name}") for name, key in keys.items()]
     try:
         words = shlex.split(found.get(EXTRA_WORDS, ""))
     except ValueError as error:
@@ -122,8 +128,13 @@ def read_variables(path: Path, environ: Mapping[str, str]) -> tuple[list[Setting
     more, rest = read_words(words, f"{path} {EXTRA_WORDS}")
     if rest:
         raise ConfigError(f"{path}: {EXTRA_WORDS} holds {rest[0]!r}, which is no option", hint="Write --option=value.")
-    options = {variable_of(name) for name in found} & _all_keys()
-    return [*settings, *more], {name: value for name, value in found.items() if variable_of(name) not in options and name != EXTRA_WORDS}
+    return [*settings, *more], {name: value for name, value in found.items() if name not in keys and name != EXTRA_WORDS}
+
+
+def _meant(key: str) -> str | None:
+    """Give the key if it is an option, was one, or is so near to one that it is a mistake; others are for libraries."""
+    is_ours = key in _all_keys() or notice(key, "") is not None or difflib.get_close_matches(key, _all_keys(), n=1, cutoff=NEAR)
+    return key if is_ours else None
 
 
 def _expand(text: str, values: Mapping[str, str]) -> str:
@@ -136,12 +147,8 @@ def read_environment(environ: Mapping[str, str]) -> list[Setting]:
     Without the prefix a name of one word does not count: SEED or VARIANT may well be somebody else's.
     """
     ours = {name: value for name, value in environ.items() if name.startswith(PREFIX) or "_" in name}
-    return _of_variables(ours, "environment {}")
-
-
-def _of_variables(variables: Mapping[str, str], origin: str) -> list[Setting]:
     known = _all_keys()
-    return [Setting(variable_of(name), value, origin.format(name)) for name, value in variables.items() if variable_of(name) in known]
+    return [Setting(variable_of(name), value, f"environment {name}") for name, value in ours.items() if variable_of(name) in known]
 
 
 def variable_of(name: str) -> str:

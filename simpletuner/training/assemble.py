@@ -23,6 +23,7 @@ from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.optim.build import build_optimizer, build_schedule
+from simpletuner.optim.catalogue import find as find_optimizer
 from simpletuner.optim.notes import notes as optimizer_notes
 from simpletuner.options.load import Loaded
 from simpletuner.options.train_config import TrainConfig
@@ -86,6 +87,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     family = build_family(config)
     family.check_source()
     adapter = build_adapter(config, family)
+    find_optimizer(config.optim.optimizer)
     shown = pictures(config.validation, config.training.seed, family)
     accelerator = start_accelerator(config)
     make_writable(output_dir)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from PIL.Image import Image
+from PIL.Image import open as open_image
 
 from simpletuner.console import Console
 from simpletuner.options.train_config import TrainConfig
@@ -81,4 +82,5 @@ class Validator:
     def _keep(self, step: int, label: str, images: Sequence[Image]) -> None:
         self.grid = self._gallery.add(step, label, self._pictures, images)
         named = {f"{picture.file_stem}{'_base' if label == BASE_LABEL else ''}": image for picture, image in zip(self._pictures, images)}
-        self._trackers.images(step, named)
+        with open_image(self.grid) as grid:
+            self._trackers.images(step, {**named, "grid": grid})

@@ -10,7 +10,7 @@ from simpletuner.options.train_config import SECTIONS, declared
 
 
 def test_options_and_a_commands_own_arguments_are_told_apart():
-    found, own = read_flags(["--learning_rate", "1e-4", "env=mine", "seed=3"], ["env", "config"])
+    found, own = read_flags(["--learning_rate", "1e-4", "env=mine", "seed=3"], ["env", "config"], [])
 
     assert {setting.key: setting.value for setting in found} == {"learning_rate": "1e-4", "seed": "3"}
     assert own == {"env": "mine"}
@@ -18,24 +18,30 @@ def test_options_and_a_commands_own_arguments_are_told_apart():
 
 @pytest.mark.parametrize(
     ("word", "nearest"),
-    [("--lerning_rate=1", "--learning_rate"), ("--optimiser=lion", "--optimizer"), ("lerning_rate=1", "--learning_rate"), ("--dryrun", "--dry_run")],
+    [
+        ("--lerning_rate=1", "--learning_rate"),
+        ("--optimiser=lion", "--optimizer"),
+        ("lerning_rate=1", "--learning_rate"),
+        ("--dryrun", "--dry_run"),
+        ("dry_run=true", "--dry_run"),
+    ],
 )
 def test_an_unknown_flag_offers_the_nearest(word, nearest):
     with pytest.raises(ConfigError) as caught:
-        read_flags([word], ["env", "dry_run"])
+        read_flags([word], ["env"], ["dry_run"])
 
     assert str(caught.value.hint) == f"Did you mean {nearest}?"
 
 
 def test_older_flags_are_left_to_the_loader():
-    found, _ = read_flags(["--validation_steps", "5", "--push_to_hub"], [])
+    found, _ = read_flags(["--validation_steps", "5", "--push_to_hub"], [], [])
 
     assert [setting.key for setting in found] == ["validation_steps", "push_to_hub"]
 
 
 def test_a_word_that_is_no_flag_is_refused():
     with pytest.raises(ConfigError, match="'now'"):
-        read_flags(["now"], [])
+        read_flags(["now"], [], [])
 
 
 def test_help_shows_what_is_not_advanced_under_its_section():

@@ -13,7 +13,7 @@ import pytest
 
 from simpletuner.cli.launch import is_launched, is_main_process, launch
 
-ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
 
 
 def test_each_process_has_its_rank_and_knows_the_others(tmp_path):
@@ -44,7 +44,7 @@ time.sleep(0.5)
 sys.exit({code} if len(count) == 1 else 1)
 """
     parent = f"import sys; from simpletuner.cli.launch import launch; sys.exit(launch([sys.executable, '-c', {child!r}], 2))"
-    process = subprocess.Popen([sys.executable, "-c", parent], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen([sys.executable, "-c", parent], env={**os.environ, "PYTHONPATH": PATHS})
     deadline = time.monotonic() + 60
     while not all((tmp_path / f"ready{rank}").exists() for rank in "01"):
         assert time.monotonic() < deadline

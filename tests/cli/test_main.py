@@ -14,7 +14,7 @@ import pytest
 from simpletuner import __version__, plugins
 from simpletuner.cli.main import COMMANDS, load, main
 
-ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
 HELP_SECONDS = 0.3
 
 
@@ -22,7 +22,7 @@ def simpletuner(*words, code=None):
     """Run a command line in a process of its own."""
     call = ["-c", code] if code else ["-m", "simpletuner"]
     return subprocess.run(
-        [sys.executable, *call, *words], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        [sys.executable, *call, *words], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
     )
 
 
@@ -107,7 +107,7 @@ def test_a_reader_that_leaves_early_gets_no_complaint():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PATHS},
     )
     process.stdout.close()
 

@@ -84,6 +84,15 @@ def test_every_variable_with_a_name_of_its_own_reaches_its_option(tmp_path):
     assert not others
 
 
+def test_a_misspelled_or_older_variable_is_left_to_be_said_and_a_librarys_is_not(tmp_path):
+    text = "export LERNING_RATE=1\nexport PUSH_TO_HUB=true\nexport CUDA_VISIBLE_DEVICES=0\nexport Mixed=1\n"
+
+    settings, others = read_file(write(tmp_path, "config.env", text), {})
+
+    assert values(settings) == {"lerning_rate": "1", "push_to_hub": "true"}
+    assert others == {"CUDA_VISIBLE_DEVICES": "0", "Mixed": "1"}
+
+
 def test_a_line_that_is_no_variable_is_named(tmp_path):
     with pytest.raises(ConfigError, match="line 2"):
         read_file(write(tmp_path, "config.env", "export SEED=1\nif true; then\n"), {})

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 help = "train an adapter, or a whole model"
 example = "simpletuner train --config config/config.json --learning_rate 5e-5"
 
-OWN = ("config", "example", "env", "dry_run", "all", "debug")
+NAMED = ("config", "example", "env")
+SWITCHES = ("dry_run", "all", "debug")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from simpletuner.cli.preview import preview
     from simpletuner.console import Console
 
-    flags, own = read_flags(args.flags, OWN)
+    flags, own = read_flags(args.flags, NAMED, SWITCHES)
     asked = {"config": args.config, "example": args.example, "env": args.env, **own}
     place = find_config(asked["config"], asked["example"], asked["env"], os.environ)
     loaded = read_options(place, flags)
@@ -49,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
         variables["example"] = str(place.example)
     console = Console(is_main=is_main_process(os.environ))
     if args.dry_run:
-        preview(loaded, place.config, variables, console, lists_all=args.all)
+        preview(loaded, place.name, variables, console, lists_all=args.all)
         return 0
     if training.num_processes > 1 and not is_launched(os.environ):
         return launch([sys.executable, "-m", "simpletuner", *args.argv], training.num_processes)
-    console.say(f"training by {place.config}")
+    console.say(f"training by {place.name}")
 
     from simpletuner.training.quiet import quiet_libraries
 
@@ -69,18 +70,21 @@ def read_options(place: Place, flags: Sequence[Setting]) -> Loaded:
     Variables of an .env file that are no options are put into the environment, for libraries.
     """
     from simpletuner.cli.choices import family_defaults, known_names
+    from simpletuner.cli.launch import is_launched
     from simpletuner.options.load import load_config
-    from simpletuner.options.sources import read_environment, read_file
+    from simpletuner.options.sources import Setting, read_environment, read_file
 
-    settings, variables = read_file(place.config, os.environ)
+    settings, variables = read_file(place.config, os.environ, place.name)
     beside = place.config.parent / "config.env"
     if place.config.suffix != ".env" and beside.is_file():
         more, others = read_file(beside, os.environ)
         settings, variables = [*settings, *more], {**variables, **others}
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+    # Somebody else's launcher may have started more processes, or fewer, than the config says.
+    launched = [Setting("num_processes", os.environ["WORLD_SIZE"], "the launcher's WORLD_SIZE")] if is_launched(os.environ) else []
     return load_config(
-        [*settings, *read_environment(os.environ), *flags],
+        [*settings, *read_environment(os.environ), *flags, *launched],
         family_defaults,
         choices=known_names(),
         variables={"example": str(place.example)} if place.example else {},

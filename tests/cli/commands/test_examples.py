@@ -43,7 +43,9 @@ def test_a_copy_names_itself_and_can_be_trained_at_once(capsys):
 def test_an_example_is_read_from_the_package_without_copying(capsys):
     assert main(["train", "--example", "tiny", "--dry-run"]) == 0
 
-    assert "package/tiny/pictures" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "package/tiny/pictures" in shown
+    assert "example tiny" in shown
     assert list(Path().iterdir()) == []
 
 

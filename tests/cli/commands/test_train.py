@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,38 @@ def test_a_number_of_processes_below_1_is_refused(write_config, capsys):
 
     assert code == 2
     assert "num_processes 0" in said
+
+
+def test_the_launchers_number_of_processes_is_the_one_that_counts(write_config, capsys, monkeypatch):
+    write_config(num_processes=4)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    _, shown, _ = dry_run(capsys)
+
+    assert line_of(shown, "num_processes")[1] == "2"
+    assert "in place of 4" in shown
+
+
+def test_auraflows_quickstart_is_a_plan_that_holds(capsys):
+    """Its three files as they stand, in the places that they name each other by; the adapter's file has trailing commas."""
+    quickstart = Path(__file__).parents[2] / "options" / "quickstarts" / "auraflow"
+    Path("config/auraflow").mkdir(parents=True)
+    shutil.copy(quickstart / "config.json", "config")
+    shutil.copy(quickstart / "lycoris_config.json", "config")
+    shutil.copy(quickstart / "multidatabackend.json", "config/auraflow")
+    for name in ("pseudo-camera-10k", "dreambooth-subject"):
+        (Path("datasets") / name).mkdir(parents=True)
+
+    code, shown, said = dry_run(capsys)
+
+    assert code == 0, said
+    assert line_of(shown, "learning_rate") == ["learning_rate", "4e-05", "config/config.json"]
+    assert "pseudo-camera-10k-auraflow: images in datasets/pseudo-camera-10k" in shown
+    assert "lycoris lokr by config/lycoris_config.json" in shown
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("note: ") and "dataset" not in line] == [
+        "validation_torch_compile",
+        "num_eval_images",
+        "eval_steps_interval",
+        "lr_scheduler",
+    ]

@@ -1,0 +1,33 @@
+"""Two processes train one adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.builders.run import adapter_bytes, command, write_run
+
+
+def run(folder: Path) -> str:
+    process = command(folder, "--num_processes", "2")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_two_processes_share_the_work_and_a_stopped_run_ends_with_the_same_bytes(tmp_path):
+    write_run(tmp_path / "whole", pictures=8, train_batch_size=1, report_to="jsonl")
+    said = run(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "output" / "checkpoint-6")
+    (tmp_path / "resumed" / "output" / "pytorch_lora_weights.safetensors").unlink()
+
+    run(tmp_path / "resumed")
+
+    assert said.count("Done in") == 1  # one process speaks
+    assert len((tmp_path / "whole" / "output" / "logs" / "metrics.jsonl").read_text().splitlines()) == 6
+    state = json.loads((tmp_path / "whole" / "output" / "checkpoint-6" / "training_state.json").read_text())
+    assert state["position"] == 12
+    assert len(list((tmp_path / "whole" / "cache" / "vae").rglob("*.safetensors"))) == 8
+    assert adapter_bytes(tmp_path / "resumed") == adapter_bytes(tmp_path / "whole")
