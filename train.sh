@@ -9,6 +9,7 @@ cd "$here"
 
 has_config() {
     local suffix argument name
+    [ -n "${CONFIG_PATH:-}" ] && return 0
     for name in "${ENV:-}" "${SIMPLETUNER_ENV:-}" "${SIMPLETUNER_ENVIRONMENT:-}"; do
         case "$name" in "" | /*) ;; *) return 0 ;; esac # containers set ENV to a shell's start-up file
     done

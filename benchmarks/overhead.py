@@ -183,9 +183,8 @@ def main() -> None:
         figures = measure(folder, arguments.rounds, arguments.steps)
         os.chdir(ROOT)
     spread = figures["ratio_by_round"]
-    print(
-        f"AuraFlow of {figures['parameters'] / 1e6:.1f} M parameters, LoKr of {figures['trainable'] / 1e3:.0f} k, batch {BATCH}, {PICTURE_PX} px, bf16"
-    )
+    sizes = f"{figures['parameters'] / 1e6:.1f} M parameters, LoKr of {figures['trainable'] / 1e3:.0f} k"
+    print(f"AuraFlow of {sizes}, batch {BATCH}, {PICTURE_PX} px, bf16")
     print(f"trainer    {figures['trainer_seconds'] * 1e3:8.1f} ms a step (median)")
     print(f"bare loop  {figures['bare_seconds'] * 1e3:8.1f} ms a step (median)")
     print(f"ratio      {figures['ratio']:8.3f}   by round {spread['min']:.3f} .. {spread['median']:.3f} .. {spread['max']:.3f}")

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ STEPS, GUIDANCE, TOKENS, BATCH = 16, 2.5, 16, 40
 DARK_BORDER = 0.35
 """A border less bright than this is night; paper has 0.9."""
 BORDER_PX = 4
-Pictures = NDArray[np.float32]
+Pictures = NDArray[np.floating[Any]]
 """(N, 64, 64, 3) in [0, 1]."""
 
 
@@ -70,7 +71,7 @@ def main() -> int:
     args = parser.parse_args()
     began = time.monotonic()
     judge = Judge()
-    pipeline = AuraFlowPipeline.from_pretrained(args.model)
+    pipeline: Any = AuraFlowPipeline.from_pretrained(args.model)
     pipeline.set_progress_bar_config(disable=True)
     results, rows = judge_base(pipeline, judge, args.seed)
     if args.adapter:
@@ -112,7 +113,7 @@ class Judge:
         return float((self.read(pictures) == labels).mean())
 
 
-def strokes_of(pictures: Pictures) -> NDArray[np.float32]:
+def strokes_of(pictures: Pictures) -> Pictures:
     """How much of each pixel is stroke, (N, 64, 64), in either look: the contrast to the border, stretched to 0 ... 1."""
     night = (border(pictures) < DARK_BORDER)[:, None, None]
     contrast = np.where(night, pictures.max(-1), 1 - pictures.mean(-1))
@@ -123,7 +124,7 @@ def strokes_of(pictures: Pictures) -> NDArray[np.float32]:
     return np.clip(np.where(night, (contrast - 0.45) / 0.35, contrast), 0, 1)
 
 
-def border(pictures: Pictures) -> NDArray[np.float32]:
+def border(pictures: Pictures) -> Pictures:
     """Mean brightness of each picture's border."""
     is_border = np.ones(pictures.shape[1:3], dtype=bool)
     is_border[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
@@ -142,7 +143,7 @@ def prompts(count: int, ending: str = "") -> tuple[list[str], NDArray[np.int64]]
     return [f"a handwritten {word}{ending}" for word in words], labels
 
 
-def render(pipeline: AuraFlowPipeline, texts: Sequence[str], seed: int) -> Pictures:
+def render(pipeline: Any, texts: Sequence[str], seed: int) -> Pictures:
     """Render one picture of each prompt; picture i starts from seed + i, whatever the batch."""
     parts = []
     for first in range(0, len(texts), BATCH):
@@ -153,7 +154,7 @@ def render(pipeline: AuraFlowPipeline, texts: Sequence[str], seed: int) -> Pictu
     return np.concatenate(parts)
 
 
-def judge_base(pipeline: AuraFlowPipeline, judge: Judge, seed: int) -> tuple[list[Result], list[Pictures]]:
+def judge_base(pipeline: Any, judge: Judge, seed: int) -> tuple[list[Result], list[Pictures]]:
     texts, labels = prompts(SAMPLES)
     plain = render(pipeline, texts, seed)
     asked = render(pipeline, prompts(FEW, " in neon")[0], seed)
@@ -164,7 +165,7 @@ def judge_base(pipeline: AuraFlowPipeline, judge: Judge, seed: int) -> tuple[lis
     return results, [plain[:10], asked[:10]]
 
 
-def judge_adapter(pipeline: AuraFlowPipeline, judge: Judge, file: Path, seed: int) -> tuple[list[Result], list[Pictures]]:
+def judge_adapter(pipeline: Any, judge: Judge, file: Path, seed: int) -> tuple[list[Result], list[Pictures]]:
     from lycoris import create_lycoris_from_weights
 
     texts, labels = prompts(SAMPLES)

@@ -83,6 +83,6 @@ def find(name: str) -> Row:
         raise ConfigError(f"optimizer {name!r} is unknown", hint=choose(name, rows, "optimizers"))
     row = rows[name]
     if not row.is_installed:
-        wanted = row.package.replace("_", "-") if row.extra is None else f"'simpletuner[{row.extra}]'"
-        raise ConfigError(f"optimizer {name!r} needs the package {row.package}, which is not installed", hint=f"pip install {wanted}")
+        hint = f"pip install 'simpletuner[{row.extra}]'" if row.extra else "pip install --upgrade simpletuner, which brings it wherever it runs"
+        raise ConfigError(f"optimizer {name!r} needs the package {row.package}, which is not installed", hint=hint)
     return row

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import looks
 import numpy as np
@@ -36,7 +37,9 @@ CLASSES = {
     "transformer": ("diffusers", "AuraFlowTransformer2DModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
-MARGIN_OF_EXAMPLES = 0.6
+SHIFT = 3.0
+"""Towards noise, where so small a picture is decided; the configs train with the same `flow_schedule_shift`."""
+CLEAREST = 0.6
 """The example's own few pictures come from this part of the digits, those that are easiest to read."""
 
 
@@ -102,7 +105,7 @@ class Readable:
         """The numbers of the most readable examples of a digit, the best first."""
         ours = self.labels[self.numbers] == digit
         order = np.argsort(-self.margins[ours], kind="stable")
-        return self.numbers[ours][order[: int(len(order) * MARGIN_OF_EXAMPLES)]]
+        return self.numbers[ours][order[: int(len(order) * CLEAREST)]]
 
 
 def write_parts(model: Path, seed: int) -> None:
@@ -110,15 +113,17 @@ def write_parts(model: Path, seed: int) -> None:
     new_tokenizer().save_pretrained(model / "tokenizer")
     set_keys(model / "tokenizer/tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     new_text_encoder(seed).save_pretrained(model / "text_encoder")
-    FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(model / "scheduler")
-    with torch.device("meta"):
-        AuraFlowTransformer2DModel(**transformer_settings()).save_config(model / "transformer")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    scheduler.save_pretrained(model / "scheduler")
+    with torch.device("meta"):  # its weights come with the training
+        transformer: Any = AuraFlowTransformer2DModel(**transformer_settings())
+    transformer.save_config(model / "transformer")
     write_json(model / "model_index.json", {"_class_name": "AuraFlowPipeline", "_diffusers_version": __version__, **CLASSES})
 
 
 def pack(model: Path, trained: Path, to: Path, seed: int) -> None:
     """Put the finished model, its transformer in 16 bits, and pictures to learn from into the example's folder."""
-    transformer = AuraFlowTransformer2DModel.from_pretrained(trained / "transformer").to(torch.bfloat16)
+    transformer: Any = AuraFlowTransformer2DModel.from_pretrained(trained / "transformer").to(torch.bfloat16)
     target = empty(to / "model")
     shutil.copytree(model, target, dirs_exist_ok=True)
     transformer.save_pretrained(target / "transformer")

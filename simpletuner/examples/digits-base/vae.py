@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
+Vae = Any
+"""An AutoencoderKL, whose methods diffusers hides from type checkers."""
 CHANNELS = (16, 32, 32)
 """Of its levels; each but the last halves both sides, so that a latent pixel stands for 4x4 pixels."""
 STAGES = ((0.35, 16, 16), (0.86, 32, 16), (1.0, 64, 6))
@@ -23,7 +26,7 @@ STAGES = ((0.35, 16, 16), (0.86, 32, 16), (1.0, 64, 6))
 RATE, KL_WEIGHT, MOMENT_WEIGHT = 4e-3, 2.4e-3, 0.02
 
 
-def new_vae(seed: int) -> AutoencoderKL:
+def new_vae(seed: int) -> Vae:
     torch.manual_seed(seed)
     return AutoencoderKL(
         block_out_channels=CHANNELS,
@@ -37,7 +40,7 @@ def new_vae(seed: int) -> AutoencoderKL:
     )
 
 
-def train_vae(wild: Tensor, tame: Tensor, steps: int, seed: int, report: Callable[[str], None]) -> AutoencoderKL:
+def train_vae(wild: Tensor, tame: Tensor, steps: int, seed: int, report: Callable[[str], None]) -> Vae:
     """Train a VAE and set its scaling factor.
 
     Args:
@@ -75,7 +78,7 @@ def cut_out(wild: Tensor, tame: Tensor, progress: float, random: torch.Generator
     return pixels.flip(-1) if torch.rand((), generator=random) < 0.5 else pixels
 
 
-def losses(vae: AutoencoderKL, pixels: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def losses(vae: Vae, pixels: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Reconstruction; divergence from a standard normal, a latent number; how far each channel is from mean 0 and deviation 1."""
     posterior = vae.encode(pixels).latent_dist
     latents = posterior.sample(random)  # (B, C, h, w)
@@ -89,13 +92,13 @@ def losses(vae: AutoencoderKL, pixels: Tensor, random: torch.Generator) -> tuple
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+def encode(vae: Vae, pixels: Tensor) -> Tensor:
     """Means of the raw latents, (B, C, h, w)."""
     return torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(64)])
 
 
 @torch.no_grad()
-def fidelity_db(vae: AutoencoderKL, pixels: Tensor) -> float:
+def fidelity_db(vae: Vae, pixels: Tensor) -> float:
     """Peak signal-to-noise ratio of pictures that went through the VAE and back, on average."""
     restored = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in encode(vae, pixels).split(64)])
     errors = ((restored - pixels) / 2).square().mean((1, 2, 3))
