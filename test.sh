@@ -8,5 +8,5 @@ cd "$here"
 bin="$here/.venv/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/mypy"
+"$bin/python" -m mypy
 exec "$bin/python" -m pytest "$@"

@@ -137,7 +137,8 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, object]:
     from diffusers import AuraFlowTransformer2DModel
 
     run, quiet = build_trainer(folder)
-    bare = bare_step(run.trainer, AuraFlowTransformer2DModel.from_pretrained(folder / "model" / "transformer", torch_dtype=torch.bfloat16))
+    denoiser = AuraFlowTransformer2DModel.from_pretrained(folder / "model" / "transformer", torch_dtype=torch.bfloat16)
+    bare = bare_step(run.trainer, denoiser.to(run.trainer.step.device))
     batches = run.trainer.batches()
     times: dict[str, list[list[float]]] = {"trainer": [], "bare": []}
     with quiet.bar("training", 1) as bar:

@@ -35,8 +35,8 @@ give_up() {
 make_environment() {
     local here=$1 extra=${2:-} python stamp wanted
     stamp="$here/.venv/.simpletuner-${extra:-run}"
-    wanted=$(cat "$here/pyproject.toml" "$here/constraints.txt" | cksum)
-    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return 0
+    wanted="$(cat "$here/pyproject.toml" "$here/constraints.txt" | cksum) $here"
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$here/.venv/bin/python" -c "" 2>/dev/null && return 0
 
     python=$(find_python) || { install_packages python3 python3-venv && python=$(find_python); } ||
         give_up "no Python between 3.10 and 3.13 was found" "sudo apt install python3 python3-venv, or set PYTHON=/path/to/python"

@@ -76,7 +76,7 @@ class Console:
         self.is_main = is_main
         is_terminal = stream.isatty()
         self.rich = RichConsole(
-            file=stream, quiet=not is_main, width=width or (None if is_terminal else 120), highlight=False, soft_wrap=not is_terminal
+            file=stream, quiet=not is_main, width=width or (None if is_terminal else 120), highlight=False, emoji=False, soft_wrap=not is_terminal
         )
         self._warned: set[str] = set()
 
@@ -87,7 +87,7 @@ class Console:
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print plain text; brackets are not markup."""
-        self.rich.print(escape(text), style=style)
+        self.rich.print(escape(text), style=style, soft_wrap=True)
 
     def heading(self, text: str) -> None:
         self.rich.print(f"\n[bold]{escape(text)}[/bold]")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simpletuner import plugins
+from simpletuner.errors import Stopped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,6 +59,8 @@ class Trackers:
         for tracker in list(self._trackers):
             try:
                 call(tracker)
+            except Stopped:
+                raise
             except Exception as error:  # any library's any failure: figures are worth less than the run
                 self._trackers.remove(tracker)
                 self._warn(f"tracker {type(tracker).__module__.rsplit('.', 1)[-1]!r} failed and is off for the rest of the run: {error}")
@@ -78,6 +81,8 @@ def start_trackers(report_to: str, folder: Path, project: str, run: str, config:
     for name, kind in kinds:
         try:
             started.append(kind(folder, project, run, config))
+        except Stopped:
+            raise
         except Exception as error:  # a missing package, no network, a full disk: the run matters more
             warn(f"tracker {name!r} did not start and is off for this run: {error}")
     return Trackers(started, warn)

@@ -15,7 +15,7 @@ from torch import nn
 
 from simpletuner import plugins
 from simpletuner.adapters.adapter import Adapter, Attached, Targets, kind_of
-from simpletuner.console import Console
+from simpletuner.console import Console, duration
 from simpletuner.data.loader import Loader
 from simpletuner.diffusion.loss import loss_function
 from simpletuner.errors import ConfigError
@@ -33,15 +33,15 @@ from simpletuner.training.caching import fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.datasets import Datasets, find_datasets
 from simpletuner.training.ema import Ema
-from simpletuner.training.finish import finish, metadata_of
+from simpletuner.training.finish import call_arguments, finish, metadata_of
 from simpletuner.training.machine import start_accelerator
 from simpletuner.training.prompts import pictures, prompts_to_show
-from simpletuner.training.resume import resume
+from simpletuner.training.resume import find, resume
 from simpletuner.training.run_folder import make_writable, save_config, without_paths
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
-from simpletuner.training.summary import show_start
+from simpletuner.training.summary import show_end, show_start
 from simpletuner.training.trainer import Pace, Trainer
 from simpletuner.training.validation import Renderer
 from simpletuner.training.validator import Validator
@@ -67,7 +67,11 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
         run = assemble(loaded.config, console, variables, stop)
         run.validator.before_training(run.trainer.state.step)
         run.trainer.run()
-        finish(run.trainer, run.family, run.denoiser, run.validator, loaded.config, console, time.monotonic() - began)
+        with stop.deferred():
+            result = finish(run.trainer, run.family, run.denoiser, loaded.config)
+        if run.trainer.accelerator.is_main_process:
+            snippet = run.trainer.adapter.snippet(run.family.pipeline_class, run.family.source_name(), run.arguments, str(result.folder))
+            show_end(console, result.files, run.validator.grid, snippet, duration(time.monotonic() - began))
     return 0
 
 
@@ -79,6 +83,8 @@ class Run:
     denoiser: nn.Module
     trainer: Trainer
     validator: Validator
+    arguments: Mapping[str, object]
+    """Of the plain pipeline's call, to render as validation does."""
 
 
 def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest) -> Run:
@@ -96,9 +102,15 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     datasets = find_datasets(config, family, variables, console, accelerator)
     refuse_regularisation_of_full(adapter, datasets)
 
+    sampler = datasets.sampler(config)
+    find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None))
+    if config.adapters.init_lora and not config.adapters.init_lora.exists():
+        raise ConfigError(f"init_lora {config.adapters.init_lora} does not exist", hint="Give a folder that a run saved, or a .safetensors file.")
+    arguments = call_arguments(config, family)
+
     # Text encoders and VAE come and go, one after the other, before the denoiser comes to stay.
     caches = fill_caches(config, family, datasets, prompts_to_show(shown), console, accelerator)
-    loader = caches.loader(datasets.sampler(config))
+    loader = caches.loader(sampler)
 
     denoiser, attached = attach_adapter(config, family, adapter, accelerator)
     training = config.training
@@ -131,7 +143,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     )
     start = resume(trainer, training.resume_from_checkpoint, console)
     show_start(console, config, family.source_name(), attached, datasets.facts(training.train_batch_size), pace, loader.batches_per_epoch(), start)
-    return Run(family, denoiser, trainer, validator)
+    return Run(family, denoiser, trainer, validator, arguments)
 
 
 def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerator, console: Console) -> Trackers:
@@ -211,7 +223,7 @@ def pace_of(config: TrainConfig, loader: Loader, has_pictures: bool) -> Pace:
     accumulation = training.gradient_accumulation_steps
     total = training.max_train_steps
     if not total:
-        epochs = 1 if training.num_train_epochs is None else training.num_train_epochs
+        epochs = training.num_train_epochs or 1
         batches = sum(loader.batches_per_epoch(epoch) for epoch in range(epochs))
         total = math.ceil(batches / (accumulation * training.num_processes))
     return Pace(

@@ -64,7 +64,8 @@ class Vae:
 
     def fingerprint(self) -> str:
         """What latents depend on besides the pixels, precision included."""
-        return f"{self._family.vae_fingerprint(self._memo_folder)} {vae_dtype(self._options, self._device)}"
+        tiling = " tiled" if self._options.vae_enable_tiling else ""
+        return f"{self._family.vae_fingerprint(self._memo_folder)} {vae_dtype(self._options, self._device)}{tiling}"
 
     def release(self) -> None:
         with self._lock:
@@ -73,7 +74,7 @@ class Vae:
 
 
 class TextEncoders:
-    """The text encoders when they are needed: loaded at the first prompt, gone after `release`."""
+    """The text encoders when they are needed: loaded at the first prompt, gone after `release`. Safe to use from the loader's threads."""
 
     def __init__(self, family: ModelFamily, options: Memory, device: torch.device, memo_folder: Path) -> None:
         """
@@ -82,27 +83,32 @@ class TextEncoders:
         """
         self._family, self._options, self._device, self._memo_folder = family, options, device, memo_folder
         self._encoders: Any = None
+        self._lock = threading.RLock()
 
     def get(self) -> Any:
-        if self._encoders is None:
-            self._encoders = self._family.load_text_encoders(self._device, weight_dtype(self._options))
-            for number, (precision, module) in enumerate(zip(self._precisions(), self._family.text_modules(self._encoders)), start=1):
-                quantise(module, precision, key=f"text_encoder_{number}_precision")
-        return self._encoders
+        with self._lock:
+            if self._encoders is None:
+                encoders = self._family.load_text_encoders(self._device, weight_dtype(self._options))
+                for number, (precision, module) in enumerate(zip(self._precisions(), self._family.text_modules(encoders)), start=1):
+                    quantise(module, precision, key=f"text_encoder_{number}_precision")
+                self._encoders = encoders
+            return self._encoders
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Encode prompts to the family's tensors, (B, ...), on the CPU."""
-        encoded = self._family.encode_text(self.get(), prompts)
-        return {name: tensor.cpu() for name, tensor in encoded.items()}
+        with self._lock:
+            encoded = self._family.encode_text(self.get(), prompts)
+            return {name: tensor.cpu() for name, tensor in encoded.items()}
 
     def fingerprint(self) -> str:
         """What embeddings depend on besides the prompt, precision included."""
         return f"{self._family.text_fingerprint(self._memo_folder)} {weight_dtype(self._options)} {' '.join(self._precisions())}"
 
     def release(self) -> None:
-        release(self._encoders)
-        self._encoders = None
+        with self._lock:
+            release(self._encoders)
+            self._encoders = None
 
     def _precisions(self) -> list[str]:
         options = self._options
@@ -162,9 +168,9 @@ def fill_caches(
         warn=console.warn,
         is_ondemand=config.data.vae_cache_ondemand,
     )
-    if config.data.vae_cache_ondemand or config.data.vae_cache_disable:
+    if config.data.vae_cache_disable or (config.data.vae_cache_ondemand and latents.missing(datasets.samples())):
         vae.get()  # now, rather than from the loader's thread in the middle of a step
-    else:
+    elif not config.data.vae_cache_ondemand:
         fill_latents(latents, vae, datasets.samples(), console, accelerator)
     return Caches(config, embeds, latents, vae, is_pinned=device.type == "cuda")
 

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 
@@ -28,13 +29,16 @@ class Checkpoint:
     def problem(self) -> str | None:
         """Say what is wrong with it, comparing every file with the manifest; None if nothing is."""
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            files = dict(manifest["files"])
+            return self._compare(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return f"it has no {MANIFEST}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"its {MANIFEST} cannot be read ({error})"
-        for name, wanted in files.items():
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"it cannot be read, or its {MANIFEST} makes no sense ({error})"
+
+    def _compare(self, manifest: dict[str, Any]) -> str | None:
+        if manifest["step"] != self.step or not manifest["files"]:
+            return f"its {MANIFEST} is of another checkpoint, or empty"
+        for name, wanted in manifest["files"].items():
             path = self.folder / name
             if not path.is_file():
                 return f"{name} is missing"

@@ -49,6 +49,11 @@ class Ema:
         finally:
             self._copy(trained)
 
+    def restart(self) -> None:
+        """Make the average a copy of the parameters as they are now."""
+        for name, parameter in self._parameters.items():
+            self._average[name].copy_(parameter.detach())
+
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._average)
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from simpletuner import __version__
 from simpletuner.adapters.adapter import ADAPTER_FILE
-from simpletuner.console import Console, duration
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.prompts import named_prompts, parse_size
 from simpletuner.training.run_folder import save_config, without_paths
-from simpletuner.training.summary import show_end
 from simpletuner.training.trainer import Trainer
-from simpletuner.training.validator import Validator
 
 
 def metadata_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
@@ -29,32 +29,45 @@ def metadata_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
     }
 
 
-def finish(
-    trainer: Trainer, family: ModelFamily, denoiser: nn.Module, validator: Validator, config: TrainConfig, console: Console, seconds: float
-) -> None:
-    """Write the final files and say where they are."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run ends with."""
+
+    folder: Path
+    """Holds what validation showed last: the adapter, its averaged twin, or the pipeline."""
+    files: tuple[Path, ...]
+
+
+def finish(trainer: Trainer, family: ModelFamily, denoiser: nn.Module, config: TrainConfig) -> Result:
+    """Write the final files; the first process alone writes."""
     output_dir = Path(config.training.output_dir)
-    if not trainer.accelerator.is_main_process:
-        return
-    metadata = {**trainer.metadata, "step": str(trainer.state.step)}
-    results: list[Path] = []
+    pipeline = output_dir / "pipeline"
     if trainer.adapter.trains_base:
-        # A pipeline has room for one set of weights; the smoothed ones are what use_ema is for.
-        with trainer.ema.swapped_in() if trainer.ema else nullcontext():
-            family.save_pipeline(denoiser, output_dir / "pipeline")
-        results.append(output_dir / "pipeline")
-    else:
-        trainer.adapter.save(output_dir, metadata)
-        results.append(output_dir / ADAPTER_FILE)
-        if trainer.ema:
-            folder = output_dir / "ema"
-            folder.mkdir(exist_ok=True)
-            with trainer.ema.swapped_in():
-                trainer.adapter.save(folder, metadata)
-            results.append(folder / ADAPTER_FILE)
-    save_config(output_dir, config.flat())
-    snippet = trainer.adapter.snippet(family.pipeline_class, family.source_name(), call_arguments(config, family), os.fspath(output_dir))
-    show_end(console, results, validator.grid, snippet, duration(seconds))
+        if trainer.accelerator.is_main_process:
+            # A pipeline has room for one set of weights; the smoothed ones are what use_ema is for.
+            with trainer.ema.swapped_in() if trainer.ema else nullcontext():
+                family.save_pipeline(denoiser, pipeline)
+            save_config(output_dir, config.flat())
+        return Result(pipeline, (pipeline,))
+    folders = [output_dir, output_dir / "ema"] if trainer.ema else [output_dir]
+    if trainer.accelerator.is_main_process:
+        metadata = {**trainer.metadata, "step": str(trainer.state.step)}
+        for folder, weights in zip(folders, (nullcontext(), trainer.ema.swapped_in() if trainer.ema else nullcontext())):
+            with weights:
+                replace_files(folder, lambda staged: trainer.adapter.save(staged, metadata))
+        save_config(output_dir, config.flat())
+    shows_average = trainer.ema is not None and config.validation.ema_validation != "none"
+    return Result(folders[-1] if shows_average else output_dir, tuple(folder / ADAPTER_FILE for folder in folders))
+
+
+def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill an empty folder, then put its files into `folder`: an earlier result is there whole until then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".finished-") as name:
+        staged = Path(name)
+        write(staged)
+        for path in sorted(staged.iterdir()):
+            os.replace(path, folder / path.name)
 
 
 def call_arguments(config: TrainConfig, family: ModelFamily) -> dict[str, object]:

@@ -30,7 +30,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(mixed_precision="no")  # weights are held in their dtype; the one autocast there is stands in the trainer
     if config.memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("mixed_precision fp16 needs an accelerator; this machine trains on its CPU", hint="Set mixed_precision to bf16 or no.")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and config.memory.mixed_precision != "no":  # "no" promises float32
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator

@@ -24,10 +24,6 @@ class Figures:
     seconds: float
     """From the step before to this one, as the loop saw it."""
 
-    @property
-    def is_finite(self) -> bool:
-        return all(abs(value) != float("inf") and value == value for value in (self.loss, self.grad_norm))
-
     def values(self) -> dict[str, float]:
         """Under the names that dashboards of this field use."""
         return {"train_loss": self.loss, "grad_norm": self.grad_norm, "learning_rate": self.learning_rate, "epoch": float(self.epoch + 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from simpletuner.console import Console
@@ -23,23 +24,28 @@ def resume(trainer: Trainer, wanted: str | None, console: Console) -> str:
         ConfigError: no such checkpoint, a damaged one, or one beyond the last step.
     """
     checkpoint = find(wanted, trainer.checkpoints)
-    trainer.accelerator.wait_for_everyone()  # all look before the first process moves anything
+    if checkpoint is not None:
+        take_up(trainer, checkpoint, console)
+    trainer.accelerator.wait_for_everyone()  # all have read before the first process moves anything
     is_main = trainer.accelerator.is_main_process
     aside = trainer.checkpoints.supersede(checkpoint.step if checkpoint else 0) if is_main else None
     if aside is not None:
         console.warn(f"later checkpoints of this output folder are not continued and were moved to {aside}")
-    if checkpoint is None:
-        return "from the beginning"
+    return f"resumed from {checkpoint.folder.name}" if checkpoint else "from the beginning"
+
+
+def take_up(trainer: Trainer, checkpoint: Checkpoint, console: Console) -> None:
+    """Restore a checkpoint, and refuse one that this run cannot go on from."""
     fresh_digest = trainer.state.data_digest
     trainer.restore(checkpoint.folder)
     if trainer.state.data_digest != fresh_digest:
-        console.warn("images, captions, seed or batch size changed since the checkpoint: training goes on with the new data from the same epoch on")
+        console.warn("images, captions, seed or batch size changed since the checkpoint: training goes on in the new order")
+        trainer.state = replace(trainer.state, data_digest=fresh_digest)
     if trainer.state.step > trainer.pace.total_steps:
         raise ConfigError(
             f"{checkpoint.folder.name} has {trainer.state.step} steps, the run is to end at {trainer.pace.total_steps}",
             hint="Raise max_train_steps, choose another output_dir, or name an earlier checkpoint in resume_from_checkpoint.",
         )
-    return f"resumed from {checkpoint.folder.name}"
 
 
 def find(wanted: str | None, checkpoints: CheckpointFolder) -> Checkpoint | None:

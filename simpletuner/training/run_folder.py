@@ -23,7 +23,7 @@ def make_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-probe"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise ConfigError(
             f"output_dir {folder} cannot be written to: {error.strerror}", hint="Choose another output_dir, or change its permissions."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,19 +86,22 @@ class Trainer:
             SimpleTunerError: the loss or a gradient is not finite.
         """
         batches = self.batches()
-        with self.stop.deferred(), self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar:
+        with (
+            closing(self.trackers),
+            closing(batches),
+            self.stop.deferred(),
+            self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar,
+        ):
             self.meter.restart_clock()
             while self.state.step < self.pace.total_steps:
                 self.advance(batches, bar)
-        self.trackers.close()
 
     def advance(self, batches: Iterator[Batch], bar: Bar) -> None:
         """Take one optimizer step and do what is due after it."""
         self._report(self._optimizer_step(batches), bar)
-        self._agree_on_stopping()
-        self._do_what_is_due(bar)
+        self._do_what_is_due(bar, self._stop_code())
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """The batches from here to the last step, of this process."""
         micro_steps = (self.pace.total_steps - self.state.step) * self.pace.accumulation
         world = self.accelerator.num_processes
@@ -124,16 +128,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(number + 1)
+        epoch = self.state.epoch
         self._count()
-        return self.meter.put(number + 1, total, norm, learning_rate, self.state.epoch, tuple(samples))
+        return self.meter.put(number + 1, total, norm, learning_rate, epoch, tuple(samples))
 
-    def _agree_on_stopping(self) -> None:
-        """A signal may have reached one process only, or others a step later: all stop if any was asked to."""
+    def _stop_code(self) -> int | None:
+        """The exit code if this run is to stop: a signal may have reached one process only, or others a step later."""
+        mine = self.stop.exit_code
         if self.accelerator.num_processes == 1:
-            return
-        mine = torch.tensor([float(self.stop.exit_code or 0)], device=self.step.device)
-        code = int(self.accelerator.gather(mine).max().item())
-        self.stop.exit_code = code or None
+            return mine
+        return int(self.accelerator.gather(torch.tensor([mine or 0], device=self.step.device)).max().item()) or None
 
     def _count(self) -> None:
         position = self.state.position + self.pace.accumulation * self.accelerator.num_processes
@@ -143,14 +147,14 @@ class Trainer:
     def _report(self, figures: Figures | None, bar: Bar) -> None:
         if figures is None:
             return
-        if not figures.is_finite and not self.scaler.is_enabled():  # fp16 scaling skips such a step by design
+        # fp16 scaling skips steps whose gradients overflow, by design; it cannot mend a loss.
+        if not math.isfinite(figures.loss) or not (math.isfinite(figures.grad_norm) or self.scaler.is_enabled()):
             self._fail(figures)
         self.trackers.log(figures.step, figures.values())
         bar.advance(1, f"loss {figures.loss:.4f}  rate {figures.learning_rate:.2e}  {figures.seconds:.2f} s/step")
 
     def _fail(self, figures: Figures) -> None:
-        self.trackers.close()
-        what = "loss" if figures.loss != figures.loss or abs(figures.loss) == float("inf") else "gradient norm"
+        what = "gradient norm" if math.isfinite(figures.loss) else "loss"
         last = self.checkpoints.latest()
         kept = f"The last good checkpoint is {last.folder.name}" if last else "No checkpoint was written yet"
         raise SimpleTunerError(
@@ -159,25 +163,23 @@ class Trainer:
             hint=f"{kept}. Lower learning_rate, set max_grad_norm, or look at these images and captions.",
         )
 
-    def _do_what_is_due(self, bar: Bar) -> None:
+    def _do_what_is_due(self, bar: Bar, stop_code: int | None) -> None:
         step, last = self.state.step, self.state.step == self.pace.total_steps
-        saves = last or self.stop.is_made or _is_due(step, self.pace.save_every)
-        looks = _is_due(step, self.pace.validate_every) and not self.stop.is_made
-        if saves or looks or last:
+        saves = last or stop_code is not None or _is_due(step, self.pace.save_every)
+        looks = stop_code is None and bool(self.pace.validate_every) and (last or _is_due(step, self.pace.validate_every))
+        if saves or looks:
             self._report(self.meter.take(), bar)
         if saves:
             self.save()
-        if self.stop.is_made:
-            self._stop()
-        if looks or (last and self.pace.validate_every):
+        if stop_code is not None:
+            self._stop(stop_code)
+        if looks:
             self.validate(step)
         if saves or looks:
             self.meter.restart_clock()
 
-    def _stop(self) -> None:
-        assert self.stop.exit_code is not None
-        self.trackers.close()
-        raise Stopped(f"stopped at step {self.state.step} of {self.pace.total_steps}; everything is saved", CONTINUE, exit_code=self.stop.exit_code)
+    def _stop(self, exit_code: int) -> None:
+        raise Stopped(f"stopped at step {self.state.step} of {self.pace.total_steps}; everything is saved", CONTINUE, exit_code=exit_code)
 
     def save(self) -> None:
         """Write a checkpoint of the state in hand. All processes call it; the first one writes."""
@@ -189,10 +191,17 @@ class Trainer:
         self.state.save(folder)
         self.adapter.save(folder, {**self.metadata, "step": str(self.state.step)})
         saved = {"name": self.optim.optimizer, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        torch.save(saved, folder / "optimizer.pt")
+        save_torch(saved, folder / "optimizer.pt")
         if self.ema is not None:
-            torch.save(self.ema.state_dict(), folder / "ema.pt")
+            save_torch(self.ema.state_dict(), folder / "ema.pt")
         self.write_extras(folder)
+
+    def _restore_average(self, ema: Ema, file: Path) -> None:
+        if file.is_file():
+            ema.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        else:
+            ema.restart()
+            self.console.warn("the checkpoint has no averaged weights: the average starts from the trained ones")
 
     def restore(self, folder: Path) -> None:
         """Take everything back from a checkpoint that `_write` filled, and verified."""
@@ -203,9 +212,16 @@ class Trainer:
             restore(self.optimizer, saved["optimizer"])
         else:
             self.console.warn(f"the optimizer changed from {saved['name']} to {self.optim.optimizer}: what it has gathered starts anew")
-        self.scaler.load_state_dict(saved["scaler"])
-        if self.ema is not None and (folder / "ema.pt").is_file():
-            self.ema.load_state_dict(torch.load(folder / "ema.pt", map_location="cpu", weights_only=True))
+        if saved["scaler"]:  # empty if the checkpoint was made without fp16
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            self._restore_average(self.ema, folder / "ema.pt")
+
+
+def save_torch(content: object, path: Path) -> None:
+    """Write through Python's own file, whose errors say what is wrong; torch's writer hides a full disk."""
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def _is_due(step: int, every: int) -> bool:

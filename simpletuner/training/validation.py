@@ -18,6 +18,8 @@ from simpletuner.training.prompts import Picture
 
 BASE_LABEL = "base"
 """Names the pictures of the untouched model; those after n steps are named by `label_of`."""
+COLUMNS_SHOWN, THUMBNAIL_PX = 12, 256
+"""Steps beside the base in the grid over all steps, and the longest side of its pictures: it stays a few megapixels."""
 LABEL_PX = 16
 """Height of the line of text above a grid's pictures."""
 
@@ -87,11 +89,11 @@ class Gallery:
     settings: Mapping[str, str]
     """Written into every picture beside its prompt and seed."""
 
-    def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> Path:
+    def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> tuple[Path, Image.Image]:
         """Write the pictures of one validation and renew the grids.
 
         Returns:
-            The grid over all steps so far: a row a prompt, a column a step.
+            Where the grid over the steps so far is, and the grid: a row a prompt, a column a step.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for picture, image in zip(pictures, images):
@@ -101,7 +103,7 @@ class Gallery:
         table = self._all_steps(pictures)
         path = self.folder / "grid.png"
         self._write(table, path.name, {"step": str(step)})
-        return path
+        return path, table
 
     def _write(self, image: Image.Image, name: str, facts: Mapping[str, str]) -> None:
         info = PngInfo()
@@ -112,17 +114,24 @@ class Gallery:
         staged.replace(self.folder / name)
 
     def _all_steps(self, pictures: Sequence[Picture]) -> Image.Image:
-        """Every label that has a file for every picture, the base first and then by step."""
+        """Every label that has a file for every picture: the base first, then the newest steps, in small."""
         first = pictures[0].file_stem
         labels = sorted((path.name[: -len(f"_{first}.png")] for path in self.folder.glob(f"*_{first}.png")), key=_by_step)
-        columns = []
         kept = []
         for label in labels:
             files = [self.folder / f"{label}_{picture.file_stem}.png" for picture in pictures]
             if all(file.is_file() for file in files):
-                columns.append([Image.open(file).convert("RGB") for file in files])
                 kept.append(label)
+        kept = kept[:1] + kept[1:][-COLUMNS_SHOWN:]
+        columns = [[_small(self.folder / f"{label}_{picture.file_stem}.png") for picture in pictures] for label in kept]
         return grid(columns, kept)
+
+
+def _small(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    return small
 
 
 def label_of(step: int) -> str:

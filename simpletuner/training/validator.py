@@ -8,7 +8,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from PIL.Image import Image
-from PIL.Image import open as open_image
 
 from simpletuner.console import Console
 from simpletuner.options.train_config import TrainConfig
@@ -79,8 +78,11 @@ class Validator:
             self._keep(step, label, images)
         self._accelerator.wait_for_everyone()
 
+    def _suffix(self, label: str) -> str:
+        """What tells pictures of one step apart in trackers."""
+        return "_base" if label == BASE_LABEL else "_ema" if label.endswith("_ema") else ""
+
     def _keep(self, step: int, label: str, images: Sequence[Image]) -> None:
-        self.grid = self._gallery.add(step, label, self._pictures, images)
-        named = {f"{picture.file_stem}{'_base' if label == BASE_LABEL else ''}": image for picture, image in zip(self._pictures, images)}
-        with open_image(self.grid) as grid:
-            self._trackers.images(step, {**named, "grid": grid})
+        self.grid, grid = self._gallery.add(step, label, self._pictures, images)
+        named = {f"{picture.file_stem}{self._suffix(label)}": image for picture, image in zip(self._pictures, images)}
+        self._trackers.images(step, {**named, "grid": grid})
