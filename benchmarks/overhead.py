@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy
@@ -129,7 +130,7 @@ def build_trainer(folder: Path):
     settings, _ = read_file(Path("config.json"), {})
     loaded = load_config(settings, lambda family, flavour: plugins.load("simpletuner.models.families", family, ModelFamily).defaults)
     quiet = Console(is_main=False)
-    return assemble(loaded.config, quiet, {"model_family": "auraflow", "output_dir": "output"}, StopRequest()), quiet
+    return assemble(loaded.config, quiet, {"model_family": "auraflow", "output_dir": "output"}, StopRequest(), ExitStack()), quiet
 
 
 def measure(folder: Path, rounds: int, steps: int) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from simpletuner.training.finish import call_arguments, finish, metadata_of
 from simpletuner.training.machine import start_accelerator
 from simpletuner.training.prompts import pictures, prompts_to_show
 from simpletuner.training.resume import find, resume
-from simpletuner.training.run_folder import make_writable, save_config, without_paths
+from simpletuner.training.run_folder import locked, make_writable, save_config, without_paths
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
@@ -63,8 +63,8 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
     began = time.monotonic()
     for note in loaded.notes:
         console.say(f"note: {note}")
-    with StopRequest().listening() as stop:
-        run = assemble(loaded.config, console, variables, stop)
+    with StopRequest().listening() as stop, ExitStack() as held:
+        run = assemble(loaded.config, console, variables, stop, held)
         run.validator.before_training(run.trainer.state.step)
         run.trainer.run()
         with stop.deferred():
@@ -87,8 +87,12 @@ class Run:
     """Of the plain pipeline's call, to render as validation does."""
 
 
-def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest) -> Run:
-    """Refuse what can be refused, then fill the caches, load the denoiser, and find where to go on from."""
+def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Run:
+    """Refuse what can be refused, then fill the caches, load the denoiser, and find where to go on from.
+
+    Args:
+        held: gets what must be let go of when the run is over.
+    """
     output_dir = Path(config.training.output_dir)
     family = build_family(config)
     family.check_source()
@@ -97,6 +101,8 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     shown = pictures(config.validation, config.training.seed, family)
     accelerator = start_accelerator(config)
     make_writable(output_dir)
+    if accelerator.is_main_process:
+        held.enter_context(locked(output_dir))
     for note in (*family.notes(), *optimizer_notes(config.optim)):
         console.say(f"note: {note}")
     datasets = find_datasets(config, family, variables, console, accelerator)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,26 @@ def make_writable(folder: Path) -> None:
         raise ConfigError(
             f"output_dir {folder} cannot be written to: {error.strerror}", hint="Choose another output_dir, or change its permissions."
         ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of an output folder while the body runs; the lock goes with the process, however it ends.
+
+    Raises:
+        ConfigError: another run is there.
+    """
+    if os.name == "nt":  # has no such lock
+        yield
+        return
+    import fcntl
+
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another run is writing to output_dir {folder}", hint="Wait for it, stop it, or choose another output_dir.") from error
+        yield
 
 
 def without_paths(value: Any) -> Any:

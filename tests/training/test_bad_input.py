@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simpletuner.errors import SimpleTunerError
+from simpletuner.training.run_folder import locked
 from tests.builders.run import ROOT, add_pictures, train_in_process, write_run
 
 
@@ -168,6 +169,30 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path, capfd):
     code, said = refused(tmp_path, capfd)
 
     assert code == 2 and "output_dir" in said
+
+
+def test_a_second_run_in_the_same_output_folder_is_refused(tmp_path, capfd):
+    write_run(tmp_path)
+    (tmp_path / "output").mkdir()
+
+    with locked(tmp_path / "output"):
+        code, said = refused(tmp_path, capfd)
+
+    assert code == 2 and "another run" in said
+
+
+def test_what_can_be_refused_is_refused_before_anything_is_encoded(tmp_path, capfd):
+    for options in (
+        {"resume_from_checkpoint": "checkpoint-77"},
+        {"init_lora": "nowhere"},
+        {"train_batch_size": 50},
+        {"validation_resolution": "big"},
+    ):
+        write_run(tmp_path, **options)
+
+        refused(tmp_path, capfd)
+
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_a_nan_stops_the_run_names_step_and_samples_and_keeps_the_last_checkpoint(tmp_path, capfd):

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.builders.run import adapter_bytes, add_pictures, command, train_in_process, write_run
 
@@ -138,6 +140,28 @@ def test_going_on_with_more_steps_and_more_pictures_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "changed since the checkpoint" in said
     assert json.loads((tmp_path / "output" / "checkpoint-8" / "training_state.json").read_text())["step"] == 8
+
+
+def test_averaging_that_begins_at_a_resume_begins_from_the_trained_weights(tmp_path, capsys):
+    write_run(tmp_path)
+    assert train_in_process(tmp_path) == 0
+
+    assert train_in_process(tmp_path, "--use_ema", "--max_train_steps", "7", "--learning_rate", "1e-12") == 0
+
+    assert "the average starts from the trained ones" in capsys.readouterr().out
+    average, trained = (load_file(tmp_path / "output" / name / "pytorch_lora_weights.safetensors") for name in ("ema", "."))
+    assert all(torch.allclose(average[name], trained[name], atol=1e-6) for name in trained)
+
+
+def test_a_resume_that_fails_leaves_every_checkpoint_where_it_was(tmp_path):
+    write_run(tmp_path)
+    assert train_in_process(tmp_path) == 0
+    lokr = tmp_path / "lycoris_config.json"
+    lokr.write_text(lokr.read_text().replace('"factor": 4', '"factor": 2'))
+
+    assert train_in_process(tmp_path, "--resume_from_checkpoint", "checkpoint-3") == 2
+
+    assert (tmp_path / "output" / "checkpoint-6").is_dir() and not (tmp_path / "output" / "superseded-1").exists()
 
 
 def test_a_fresh_start_moves_the_old_checkpoints_aside(tmp_path):

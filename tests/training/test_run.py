@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load
 
-from tests.builders.run import add_pictures, train_in_process, write_run
+from tests.builders.run import adapter_bytes, add_pictures, train_in_process, write_run
 
 LOOKING = {
     "validation_prompt": "a picture",
@@ -122,6 +122,42 @@ def test_the_snippet_at_the_end_runs(tmp_path, capsys, monkeypatch):
     exec(compile(code, "snippet", "exec"), {})
 
     assert numpy.array_equal(numpy.asarray(Image.open("picture.png")), shown(tmp_path, "step_00006", "32x32"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora_type": "standard", "lycoris_config": None},
+        {"use_ema": True},
+        {"model_type": "full", "lora_type": None, "lycoris_config": None, "learning_rate": 1e-3},
+    ],
+    ids=["plain LoRA", "averaged", "all weights"],
+)
+def test_the_snippet_shows_what_validation_showed_last(tmp_path, capsys, monkeypatch, options):
+    write_run(tmp_path, **LOOKING, **options)
+    assert train_in_process(tmp_path) == 0
+    code = capsys.readouterr().out.split("Use it with diffusers:")[1]
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(code, "snippet", "exec"), {})
+
+    difference = numpy.abs(numpy.asarray(Image.open("picture.png")).astype(int) - shown(tmp_path, "step_00006", "32x32").astype(int))
+    assert difference.max() <= 1
+
+
+def test_damaged_text_entries_are_made_again_and_named(tmp_path, capsys):
+    write_run(tmp_path)
+    assert train_in_process(tmp_path) == 0
+    whole = adapter_bytes(tmp_path)
+    for entry in (tmp_path / "cache" / "text").rglob("*.safetensors"):
+        entry.write_bytes(entry.read_bytes()[:-1])
+    shutil.rmtree(tmp_path / "output")
+    capsys.readouterr()
+
+    assert train_in_process(tmp_path) == 0
+
+    assert capsys.readouterr().out.count("are damaged and are made again") >= 6
+    assert adapter_bytes(tmp_path) == whole
 
 
 def test_a_model_trained_whole_loads_as_a_pipeline(tmp_path):
