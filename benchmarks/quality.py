@@ -32,7 +32,7 @@ import looks  # noqa: E402  (the recipe's drawing: the judge must see real digit
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 SAMPLES, FEW = 200, 40
-STEPS, GUIDANCE, TOKENS, BATCH = 16, 2.5, 16, 40
+STEPS, GUIDANCE, TOKENS, BATCH = 16, 4.0, 16, 40
 DARK_BORDER = 0.35
 """A border less bright than this is night; paper has 0.9."""
 BORDER_PX = 4
