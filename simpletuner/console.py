@@ -103,6 +103,12 @@ class Console:
         if hint:
             self.rich.print(f"  [cyan]hint:[/cyan] {escape(hint)}")
 
+    def stopped(self, message: str, hint: str | None = None) -> None:
+        """Say that a run ended because it was asked to, which is no error."""
+        self.rich.print(f"[bold yellow]{escape(message)}[/bold yellow]")
+        if hint:
+            self.rich.print(f"  {escape(hint)}")
+
     def facts(self, rows: Mapping[str, str]) -> None:
         """Print names and values in two columns."""
         table = Table.grid(padding=(0, 2))
@@ -135,6 +141,6 @@ def duration(seconds: float) -> str:
 def amount(count: float, unit: str = "") -> str:
     """Say a large number in three digits: 950, 5.49 M, 6.8 B."""
     for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= factor:
+        if float(f"{abs(count) / factor:.3g}") >= 1:  # 999,700 is 1 M, not 1e+03 k
             return f"{count / factor:.3g} {letter}{unit}"
     return f"{count:g} {unit}".rstrip()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
-from simpletuner.errors import MemoryLimitError, SimpleTunerError
+from simpletuner.errors import ConfigError, MemoryLimitError, SimpleTunerError, Stopped
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -15,6 +17,8 @@ FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large"
 MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
 SHORT_OF_MEMORY = "Lower train_batch_size or resolution, turn gradient_checkpointing on, or set base_model_precision to int8-quanto."
 INTERRUPTED, PIPE_CLOSED = 130, 1
+FAILURES_VARIABLE = "SIMPLETUNER_FAILURES"
+"""Names the folder in which a launcher collects what its processes have to say at their end."""
 
 
 def report(error: BaseException, *, debug: bool) -> int:
@@ -28,11 +32,32 @@ def report(error: BaseException, *, debug: bool) -> int:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
     known = understand(error)
-    # What every process of a run finds, the first one says.
-    if not debug and isinstance(known, SimpleTunerError) and known.exit_code in (2, 3) and os.environ.get("RANK", "0") != "0":
-        return known.exit_code
-    _print(known)
+    folder, rank = os.environ.get(FAILURES_VARIABLE), os.environ.get("RANK", "0")
+    if folder:
+        _leave(known, Path(folder) / f"{rank}.json")
+    elif rank == "0" or not isinstance(known, ConfigError):  # a wrong setting is found by every process
+        say(known)
     return known.exit_code
+
+
+def collect(folder: Path, exit_code: int) -> list[SimpleTunerError]:
+    """What the processes of a run left about this exit code, each thing once, in the order of their ranks."""
+    found: dict[tuple[str, str | None], SimpleTunerError] = {}
+    for path in sorted(folder.glob("*.json"), key=lambda path: int(path.stem)):
+        left = json.loads(path.read_text(encoding="utf-8"))
+        if left["exit_code"] == exit_code:
+            kind = Stopped(left["message"], left["hint"], exit_code=exit_code) if left["stopped"] else SimpleTunerError(left["message"], left["hint"])
+            found.setdefault((kind.message, kind.hint), kind)
+    return list(found.values())
+
+
+def _leave(error: SimpleTunerError, path: Path) -> None:
+    """Put a failure where the launcher looks, so that it is said once however many processes found it."""
+    left = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "stopped": isinstance(error, Stopped)}
+    try:
+        path.write_text(json.dumps(left), encoding="utf-8")
+    except OSError:  # the launcher is gone, or its disk is full
+        say(error)
 
 
 def understand(error: BaseException) -> SimpleTunerError:
@@ -80,7 +105,12 @@ def _one_line(error: BaseException) -> str:
     return lines[0] if lines else "no further word"
 
 
-def _print(error: SimpleTunerError) -> None:
+def say(error: SimpleTunerError) -> None:
+    """Print an error, or a stop, with its hint."""
     from simpletuner.console import Console
 
-    Console(stream=sys.stderr).error(error.message, error.hint)
+    console = Console(stream=sys.stderr)
+    if isinstance(error, Stopped):
+        console.stopped(error.message, error.hint)
+    else:
+        console.error(error.message, error.hint)

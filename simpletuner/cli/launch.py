@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
+from simpletuner.cli.failures import FAILURES_VARIABLE, collect, say
 from simpletuner.errors import ConfigError
 
 GRACE_SECONDS = 30.0
@@ -35,8 +38,16 @@ def launch(command: Sequence[str], num_processes: int) -> int:
     Raises:
         ConfigError: there are accelerators, but fewer.
     """
-    shared = _shared_environment(num_processes)
-    processes = [_start(command, rank, shared) for rank in range(num_processes)]
+    with tempfile.TemporaryDirectory(prefix="simpletuner-") as failures:
+        shared = {**_shared_environment(num_processes), FAILURES_VARIABLE: failures}
+        code = _run([_start(command, rank, shared) for rank in range(num_processes)])
+        for error in collect(Path(failures), code):
+            say(error)
+        return code
+
+
+def _run(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for processes, passing signals on to them."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:

@@ -71,7 +71,7 @@ class Loader:
         What goes wrong while reading ahead is raised here, at the batch it belongs to. Closing the generator stops the threads.
 
         Args:
-            position: in the stream of all processes; see `stream_position`.
+            position: in the stream of all processes: with n of them, process r takes every n-th batch from its r-th on.
             stride: the number of processes.
             count: batches to give; without end if not given.
         """

@@ -86,13 +86,6 @@ class Sampler:
             plan = self._held[epoch]
         return plan[index]
 
-    def order_digest(self, epoch: int) -> str:
-        """Identity of the order of an epoch: two runs with the same digest draw the same samples in the same batches."""
-        digest = hashlib.blake2b(digest_size=16)
-        for batch in self.epoch_batches(epoch):
-            digest.update("".join(f"{sample.id}\n" for sample in batch.samples).encode() + b"\n")
-        return digest.hexdigest()
-
     def digest(self) -> str:
         """Identity of all that decides which pictures and captions are drawn when: seed, datasets, contents, sizes, captions."""
         digest = hashlib.blake2b(repr(self.seed).encode(), digest_size=16)
@@ -109,11 +102,6 @@ class Sampler:
     def _first(self, epoch: int) -> int:
         """The position at which an epoch begins."""
         return sum(lane.first(epoch) for lane in self._lanes)
-
-
-def stream_position(step: int, rank: int, world: int) -> int:
-    """Where the batch of process `rank` of `world` lies in the stream after each has taken `step` batches."""
-    return step * world + rank
 
 
 class EpochPlan(Sequence[BatchPlan]):

@@ -125,7 +125,22 @@ class Option:
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 
-class Section(BaseModel):
+class Ruled(BaseModel):
+    """Values that are checked one by one, and then against each other."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Name the options that do not go together."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check(self, info: ValidationInfo) -> Self:
+        found = [problem.text for problem in self.problems()] if info.context != UNRULED else []
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+
+class Section(Ruled):
     """Options that one component takes, frozen once they are checked."""
 
     model_config = ConfigDict(
@@ -137,21 +152,10 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
 
-    def problems(self) -> Iterator[Problem]:
-        """Name the options of this section that do not go together."""
-        yield from ()
-
     @field_validator("*", mode="before")
     @classmethod
     def _read(cls, value: Any, info: ValidationInfo) -> Any:
         return tidy(value, options_of(cls)[str(info.field_name)])
-
-    @model_validator(mode="after")
-    def _check(self, info: ValidationInfo) -> Self:
-        found = [problem.text for problem in self.problems()] if info.context != UNRULED else []
-        if found:
-            raise ValueError("; ".join(found))
-        return self
 
 
 @cache

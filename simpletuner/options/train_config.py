@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import ConfigDict
 
 from simpletuner.options.adapters import Adapters
 from simpletuner.options.data import Data
@@ -14,13 +14,10 @@ from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.memory import Memory
 from simpletuner.options.models import Models
 from simpletuner.options.optim import Optim
-from simpletuner.options.option import UNRULED, Option, Problem, Section, options_of
+from simpletuner.options.option import Option, Problem, Ruled, Section, options_of
 from simpletuner.options.reporting import Reporting
 from simpletuner.options.training import Training
 from simpletuner.options.validation import Validation
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 SECTIONS: dict[str, type[Section]] = {
     "models": Models,
@@ -35,7 +32,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Ruled):
     """Everything that a run was asked to do, checked and frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,13 +60,6 @@ class TrainConfig(BaseModel):
         if self.adapters.model_type == "full" and self.memory.base_model_precision != "no_change":
             keys = ("base_model_precision", "model_type")
             yield Problem(keys, "base_model_precision must be no_change with model_type full: quantised weights cannot be trained")
-
-    @model_validator(mode="after")
-    def _check(self, info: ValidationInfo) -> Self:
-        found = [problem.text for problem in self.problems()] if info.context != UNRULED else []
-        if found:
-            raise ValueError("; ".join(found))
-        return self
 
 
 @cache

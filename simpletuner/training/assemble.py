@@ -38,7 +38,7 @@ from simpletuner.training.machine import start_accelerator
 from simpletuner.training.prompts import pictures, prompts_to_show
 from simpletuner.training.resume import find, resume
 from simpletuner.training.run_folder import locked, make_writable, save_config, without_paths
-from simpletuner.training.signals import StopRequest
+from simpletuner.training.signals import StopRequest, how_to_continue
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
 from simpletuner.training.summary import show_end, show_start
@@ -63,7 +63,7 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
     began = time.monotonic()
     for note in loaded.notes:
         console.say(f"note: {note}")
-    with StopRequest().listening() as stop, ExitStack() as held:
+    with StopRequest(how_to_continue(loaded.config.training.resume_from_checkpoint)).listening() as stop, ExitStack() as held:
         run = assemble(loaded.config, console, variables, stop, held)
         run.validator.before_training(run.trainer.state.step)
         run.trainer.run()
@@ -123,7 +123,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     parameters = adapter.parameters()
     ema = Ema(parameters, training.ema_decay, training.ema_update_interval, training.ema_warmup_steps) if training.use_ema else None
     trackers = begin_trackers(config, output_dir, accelerator, console)
-    renderer = Renderer(family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, accelerator.device)
+    renderer = Renderer(family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, accelerator.device, lambda: stop.is_made)
     validator = Validator(renderer, caches.vae, shown, output_dir, config, ema, trackers, accelerator, console)
     pace = pace_of(config, loader, bool(shown))
     trainer = Trainer(
@@ -141,13 +141,13 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         checkpoints=CheckpointFolder(output_dir, training.checkpoints_total_limit, console.warn),
         metadata=metadata_of(config, family),
         write_extras=lambda folder: save_config(folder, config.flat()),
-        validate=validator.validate,
+        validator=validator,
         trackers=trackers,
         console=console,
         stop=stop,
         autocast=lambda: autocast_of(config, adapter, accelerator.device),
     )
-    start = resume(trainer, training.resume_from_checkpoint, console)
+    start = resume(trainer, training.resume_from_checkpoint, console, validator.move_later)
     show_start(console, config, family.source_name(), attached, datasets.facts(training.train_batch_size), pace, loader.batches_per_epoch(), start)
     return Run(family, denoiser, trainer, validator, arguments)
 

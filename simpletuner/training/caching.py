@@ -24,21 +24,20 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.options.memory import Memory
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.datasets import Datasets
+from simpletuner.training.long_captions import LongCaptions
 from simpletuner.types import Sample
-
-LONGEST_SHOWN = 3
-"""Captions over the token limit that are quoted."""
 
 
 class Vae:
     """The VAE when it is needed: loaded at its first use, and again after a release. Safe to use from the loader's thread."""
 
-    def __init__(self, family: ModelFamily, options: Memory, device: torch.device, memo_folder: Path) -> None:
+    def __init__(self, family: ModelFamily, options: Memory, device: torch.device, memo_folder: Path, *, stays: bool) -> None:
         """
         Args:
             memo_folder: where digests of large weight files are remembered.
+            stays: every step needs it, so it is never released.
         """
-        self._family, self._options, self._device, self._memo_folder = family, options, device, memo_folder
+        self._family, self._options, self._device, self._memo_folder, self._stays = family, options, device, memo_folder, stays
         self._vae: nn.Module | None = None
         self._lock = threading.RLock()
 
@@ -68,6 +67,8 @@ class Vae:
         return f"{self._family.vae_fingerprint(self._memo_folder)} {vae_dtype(self._options, self._device)}{tiling}"
 
     def release(self) -> None:
+        if self._stays:
+            return
         with self._lock:
             release(self._vae)
             self._vae = None
@@ -153,11 +154,12 @@ def fill_caches(
     memo_folder, device = Path(config.data.cache_dir), accelerator.device
     encoders = TextEncoders(family, config.memory, device, memo_folder)
     store = Store(datasets.plan.text_cache_dir)
-    embeds = EmbedCache(store, encoders.encode, encoders.fingerprint(), config.data.text_encoder_batch_size, warn=console.warn)
+    fingerprint = encoders.fingerprint()
+    embeds = EmbedCache(store, encoders.encode, fingerprint, config.data.text_encoder_batch_size, warn=console.warn)
     prompts = [*prompts_of(datasets.samples(), config.data.caption_dropout_probability), *shown]
-    fill_text(embeds, encoders, family, prompts, console, accelerator)
+    fill_text(embeds, encoders, family, prompts, LongCaptions(memo_folder, fingerprint, family.text_tokens), console, accelerator)
 
-    vae = Vae(family, config.memory, device, memo_folder)
+    vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable)
     stores = {} if config.data.vae_cache_disable else datasets.stores()
     latents = LatentCache(
         lambda sample: stores.get(sample.backend),
@@ -176,27 +178,27 @@ def fill_caches(
 
 
 def fill_text(
-    cache: EmbedCache, encoders: TextEncoders, family: ModelFamily, prompts: Sequence[str], console: Console, accelerator: Accelerator
+    cache: EmbedCache,
+    encoders: TextEncoders,
+    family: ModelFamily,
+    prompts: Sequence[str],
+    long_captions: LongCaptions,
+    console: Console,
+    accelerator: Accelerator,
 ) -> None:
     """Encode what is missing, each process its share, say which captions are too long, and let the encoders go."""
     missing = cache.missing(prompts)
     accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
     if missing:
-        warn_of_long(missing, family.count_tokens(encoders.get(), missing), family.text_tokens, console)
+        long_captions.add(missing, family.count_tokens(encoders.get(), missing))
+        if accelerator.is_main_process:
+            long_captions.save()
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         with console.bar("text embeddings", len(mine), "captions") as bar:
             cache.fill(mine, bar)
         encoders.release()
+    long_captions.warn(prompts, console)
     accelerator.wait_for_everyone()
-
-
-def warn_of_long(prompts: Sequence[str], counts: Sequence[int], limit: int, console: Console) -> None:
-    """Count and quote the captions of which the model will not see the end."""
-    over = sorted(((count, prompt) for prompt, count in zip(prompts, counts) if count > limit), reverse=True)
-    if not over:
-        return
-    shown = "; ".join(f"{count} tokens: {prompt[:60]}..." for count, prompt in over[:LONGEST_SHOWN])
-    console.warn(f"{len(over)} captions are longer than the {limit} tokens that the model reads; the rest of each is not seen ({shown})")
 
 
 def fill_latents(cache: LatentCache, vae: Vae, samples: Sequence[Sample], console: Console, accelerator: Accelerator) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from simpletuner.errors import ConfigError
 from simpletuner.options.train_config import TrainConfig
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one that indexes, or renders; the launcher ends them if it dies."""
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
@@ -27,7 +31,10 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         # LyCORIS' own kernels add gradients up atomically, in whatever order they come.
         os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
         torch.use_deterministic_algorithms(True)
-    accelerator = Accelerator(mixed_precision="no")  # weights are held in their dtype; the one autocast there is stands in the trainer
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(
+        mixed_precision="no", kwargs_handlers=[patience]
+    )  # weights are held in their dtype; the one autocast there is stands in the trainer
     if config.memory.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("mixed_precision fp16 needs an accelerator; this machine trains on its CPU", hint="Set mixed_precision to bf16 or no.")
     if torch.cuda.is_available() and config.memory.mixed_precision != "no":  # "no" promises float32

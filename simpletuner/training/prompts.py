@@ -15,6 +15,8 @@ from simpletuner.types import Size
 
 MAIN_NAME = "validation"
 """The short name of `validation_prompt`."""
+LONGEST_NAME = 80
+"""Bytes of a prompt's part of a file name; file systems allow 255 for the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ def read_library(path: Path) -> dict[str, str]:
 
 def file_name_of(nickname: str) -> str:
     """Turn a nickname into a short file name in any script: path and shell characters become underscores."""
-    return re.sub(r"[^\w.+-]+", "_", nickname).strip("._")[:80] or "prompt"
+    name = re.sub(r"[^\w.+-]+", "_", nickname).strip("._")
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore") or "prompt"
 
 
 def parse_size(text: str, alignment_px: int) -> Size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from simpletuner.training.checkpoint import Checkpoint, CheckpointFolder
 from simpletuner.training.trainer import Trainer
 
 
-def resume(trainer: Trainer, wanted: str | None, console: Console) -> str:
+def resume(trainer: Trainer, wanted: str | None, console: Console, move_pictures: Callable[[int, Path], None]) -> str:
     """Bring a trainer to where the run stands.
 
     Args:
         wanted: "latest", a checkpoint's folder name, or nothing for a fresh start.
+        move_pictures: (step, folder): put what was rendered after a step into a folder.
 
     Returns:
         A line that says where training starts.
@@ -28,8 +30,10 @@ def resume(trainer: Trainer, wanted: str | None, console: Console) -> str:
         take_up(trainer, checkpoint, console)
     trainer.accelerator.wait_for_everyone()  # all have read before the first process moves anything
     is_main = trainer.accelerator.is_main_process
-    aside = trainer.checkpoints.supersede(checkpoint.step if checkpoint else 0) if is_main else None
+    first = checkpoint.step if checkpoint else 0
+    aside = trainer.checkpoints.supersede(first) if is_main else None
     if aside is not None:
+        move_pictures(first, aside)
         console.warn(f"later checkpoints of this output folder are not continued and were moved to {aside}")
     return f"resumed from {checkpoint.folder.name}" if checkpoint else "from the beginning"
 

@@ -60,7 +60,7 @@ def without_paths(value: Any) -> Any:
         return [without_paths(entry) for entry in value]
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:[\\/])", value):
+    if isinstance(value, str) and re.match(r"(/|~[\w.-]*/|[A-Za-z]:[\\/])", value):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return value
 

@@ -13,6 +13,11 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 CONTINUE = "Run the same command again to continue."
 
 
+def how_to_continue(resume_from_checkpoint: str | None) -> str:
+    """What to do after a stop; the same command continues only where it asks for the latest checkpoint."""
+    return CONTINUE if resume_from_checkpoint == "latest" else "Run it again with --resume_from_checkpoint=latest to continue."
+
+
 class StopRequest:
     """Whether a signal has asked this process to stop.
 
@@ -20,7 +25,8 @@ class StopRequest:
     it wait for the end of a step. A second signal of either kind acts at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, how_to_continue: str = CONTINUE) -> None:
+        self.how_to_continue = how_to_continue
         self.exit_code: int | None = None
         self._is_deferred = False
 
@@ -52,7 +58,9 @@ class StopRequest:
         self.exit_code = EXIT_CODES[signal.Signals(number)]
         if again:
             raise Stopped(
-                "stopped at once by a second signal", "The newest checkpoint is from before this step. " + CONTINUE, exit_code=self.exit_code
+                "stopped at once by a second signal",
+                f"The newest checkpoint is from before this step. {self.how_to_continue}",
+                exit_code=self.exit_code,
             )
         if not self._is_deferred:
-            raise Stopped("stopped before training began", "What was cached is kept. " + CONTINUE, exit_code=self.exit_code)
+            raise Stopped("stopped before training began", f"What was cached is kept. {self.how_to_continue}", exit_code=self.exit_code)

@@ -66,15 +66,19 @@ def show_start(
         "steps": f"{pace.total_steps} of {batch} images ({pace.total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:g} steps)",
         "optimizer": f"{config.optim.optimizer}, rate {config.optim.learning_rate:g}, {config.optim.lr_scheduler}",
         "start": start,
-        "output": f"{config.training.output_dir}, a checkpoint every {pace.save_every} steps, pictures every {pace.validate_every}"
-        if pace.validate_every
-        else f"{config.training.output_dir}, a checkpoint every {pace.save_every} steps",
+        "output": ", ".join([str(config.training.output_dir), *rhythm(pace)]),
     }
     console.heading("SimpleTuner")
     console.facts(rows)
     for note in attached.notes:
         console.say(f"note: {note}")
     console.say()
+
+
+def rhythm(pace: Pace) -> list[str]:
+    """When a run saves and looks."""
+    saves = f"a checkpoint every {pace.save_every} steps" if pace.save_every else "a checkpoint at the end"
+    return [saves, f"pictures every {pace.validate_every}"] if pace.validate_every else [saves]
 
 
 def show_end(console: Console, results: Sequence[Path], grid: Path | None, snippet: str | None, seconds: str) -> None:

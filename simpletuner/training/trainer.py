@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradients import average_over_processes, clip
 from simpletuner.training.meter import Figures, Meter
-from simpletuner.training.signals import CONTINUE, StopRequest
+from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
 from simpletuner.types import Batch
@@ -38,6 +39,16 @@ class Pace:
     """0 saves at the end only."""
     validate_every: int
     """0 never."""
+
+
+class Looks(Protocol):
+    """Renders pictures when they are due; a Validator is one. All processes call it."""
+
+    def validate(self, step: int) -> None:
+        """Render the pictures of a step; returns early once the run is to stop."""
+
+    def catch_up(self, step: int) -> None:
+        """Render them if they are not there."""
 
 
 class Trainer:
@@ -60,7 +71,7 @@ class Trainer:
         checkpoints: CheckpointFolder,
         metadata: Mapping[str, str],
         write_extras: Callable[[Path], None],
-        validate: Callable[[int], None],
+        validator: Looks,
         trackers: Trackers,
         console: Console,
         stop: StopRequest,
@@ -72,7 +83,7 @@ class Trainer:
         """
         self.step, self.adapter, self.optimizer, self.schedule, self.optim = step, adapter, optimizer, schedule, optim
         self.scaler, self.ema, self.loader, self.pace, self.state = scaler, ema, loader, pace, state
-        self.accelerator, self.checkpoints, self.validate = accelerator, checkpoints, validate
+        self.accelerator, self.checkpoints, self.validator = accelerator, checkpoints, validator
         self.metadata, self.write_extras = metadata, write_extras
         self.trackers, self.console, self.stop, self.autocast = trackers, console, stop, autocast
         self.parameters = list(adapter.parameters().values())
@@ -92,6 +103,9 @@ class Trainer:
             self.stop.deferred(),
             self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar,
         ):
+            if self.state.step and self._looks_at(self.state.step):
+                self.validator.catch_up(self.state.step)
+                self._end_if_asked(self._stop_code())
             self.meter.restart_clock()
             while self.state.step < self.pace.total_steps:
                 self.advance(batches, bar)
@@ -164,22 +178,30 @@ class Trainer:
         )
 
     def _do_what_is_due(self, bar: Bar, stop_code: int | None) -> None:
-        step, last = self.state.step, self.state.step == self.pace.total_steps
-        saves = last or stop_code is not None or _is_due(step, self.pace.save_every)
-        looks = stop_code is None and bool(self.pace.validate_every) and (last or _is_due(step, self.pace.validate_every))
-        if saves or looks:
-            self._report(self.meter.take(), bar)
+        step = self.state.step
+        saves = step == self.pace.total_steps or stop_code is not None or _is_due(step, self.pace.save_every)
+        looks = stop_code is None and self._looks_at(step)
+        if not (saves or looks):
+            return
+        self._report(self.meter.take(), bar)
         if saves:
             self.save()
-        if stop_code is not None:
-            self._stop(stop_code)
         if looks:
-            self.validate(step)
-        if saves or looks:
-            self.meter.restart_clock()
+            self.validator.validate(step)
+            stop_code = self._stop_code()  # a signal ends the pictures early
+        self._end_if_asked(stop_code)
+        self.meter.restart_clock()
 
-    def _stop(self, exit_code: int) -> None:
-        raise Stopped(f"stopped at step {self.state.step} of {self.pace.total_steps}; everything is saved", CONTINUE, exit_code=exit_code)
+    def _looks_at(self, step: int) -> bool:
+        every = self.pace.validate_every
+        return every > 0 and (step == self.pace.total_steps or step % every == 0)
+
+    def _end_if_asked(self, exit_code: int | None) -> None:
+        if exit_code is None:
+            return
+        self.save()  # does nothing where this step is saved already
+        where = f"stopped at step {self.state.step} of {self.pace.total_steps}; everything is saved"
+        raise Stopped(where, self.stop.how_to_continue, exit_code=exit_code)
 
     def save(self) -> None:
         """Write a checkpoint of the state in hand. All processes call it; the first one writes."""

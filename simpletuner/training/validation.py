@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -24,6 +26,10 @@ LABEL_PX = 16
 """Height of the line of text above a grid's pictures."""
 
 
+class Interrupted(Exception):
+    """Rendering was given up because the run is to stop."""
+
+
 @dataclass(frozen=True, slots=True)
 class Renderer:
     """What it takes to render a picture with the denoiser in hand."""
@@ -37,9 +43,14 @@ class Renderer:
     """A prompt's cached embeddings, without a batch axis."""
     options: Validation
     device: torch.device
+    is_stopped: Callable[[], bool]
+    """Asked between sampling steps; once it says yes, rendering ends with `Interrupted`."""
 
     def render(self, pictures: Sequence[Picture], strength: float, done: Callable[[], None]) -> list[Image.Image]:
         """Render pictures one by one, each from its own seed.
+
+        Raises:
+            Interrupted: somebody asked the run to stop.
 
         Args:
             strength: of the adapter; 0 is the base model.
@@ -74,8 +85,14 @@ class Renderer:
             num_inference_steps=self.options.validation_num_inference_steps,
             guidance_scale=self.options.validation_guidance,
             generator=torch.Generator().manual_seed(picture.seed),
+            callback_on_step_end=self._after_sampling_step,
         )
         return result.images[0]  # type: ignore[attr-defined]
+
+    def _after_sampling_step(self, pipeline: object, index: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+        if self.is_stopped():
+            raise Interrupted
+        return tensors
 
     def _batched(self, prompt: str) -> dict[str, Tensor]:
         return {name: value[None].to(self.device) for name, value in self.text(prompt).items()}
@@ -100,10 +117,14 @@ class Gallery:
             facts = {"prompt": picture.prompt, "negative_prompt": picture.negative_prompt, "seed": str(picture.seed)}
             self._write(image, f"{label}_{picture.file_stem}.png", {**facts, "step": str(step), **self.settings})
         self._write(grid([list(images)], [label]), f"{label}_grid.png", {"step": str(step)})
-        table = self._all_steps(pictures)
+        table = self._all_steps(step, pictures)
         path = self.folder / "grid.png"
         self._write(table, path.name, {"step": str(step)})
         return path, table
+
+    def has(self, label: str, pictures: Sequence[Picture]) -> bool:
+        """Whether the pictures of a validation are all there; the grid of their step is written after them."""
+        return all((self.folder / f"{label}_{stem}.png").is_file() for stem in (*(picture.file_stem for picture in pictures), "grid"))
 
     def _write(self, image: Image.Image, name: str, facts: Mapping[str, str]) -> None:
         info = PngInfo()
@@ -113,15 +134,18 @@ class Gallery:
         image.save(staged, format="PNG", pnginfo=info)
         staged.replace(self.folder / name)
 
-    def _all_steps(self, pictures: Sequence[Picture]) -> Image.Image:
-        """Every label that has a file for every picture: the base first, then the newest steps, in small."""
+    def move_later(self, step: int, aside: Path) -> None:
+        """Move the pictures after `step` to another folder, so that those of a run given up do not stand among this one's."""
+        for path in sorted(self.folder.glob("step_*.png")):
+            if step_of(path.name) > step:
+                aside.mkdir(parents=True, exist_ok=True)
+                path.replace(aside / path.name)
+
+    def _all_steps(self, step: int, pictures: Sequence[Picture]) -> Image.Image:
+        """Every label up to `step` that has all its pictures: the base first, then the newest, in small."""
         first = pictures[0].file_stem
-        labels = sorted((path.name[: -len(f"_{first}.png")] for path in self.folder.glob(f"*_{first}.png")), key=_by_step)
-        kept = []
-        for label in labels:
-            files = [self.folder / f"{label}_{picture.file_stem}.png" for picture in pictures]
-            if all(file.is_file() for file in files):
-                kept.append(label)
+        labels = [path.name[: -len(f"_{first}.png")] for path in self.folder.glob(f"*_{first}.png")]
+        kept = [label for label in sorted(labels, key=lambda label: (step_of(label), label)) if step_of(label) <= step and self.has(label, pictures)]
         kept = kept[:1] + kept[1:][-COLUMNS_SHOWN:]
         columns = [[_small(self.folder / f"{label}_{picture.file_stem}.png") for picture in pictures] for label in kept]
         return grid(columns, kept)
@@ -139,9 +163,10 @@ def label_of(step: int) -> str:
     return f"step_{step:05d}"
 
 
-def _by_step(label: str) -> tuple[int, str]:
-    digits = "".join(letter for letter in label if letter.isdigit())
-    return (int(digits) if digits else -1, label)
+def step_of(name: str) -> int:
+    """The step in a label or a file name that begins with one; -1 for the base model's."""
+    match = re.match(r"step_(\d+)", name)
+    return int(match[1]) if match else -1
 
 
 def grid(columns: Sequence[Sequence[Image.Image]], labels: Sequence[str], gap_px: int = 4) -> Image.Image:

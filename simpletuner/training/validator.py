@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from PIL.Image import Image
 
 from simpletuner.console import Console
+from simpletuner.errors import Stopped
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.caching import Vae
 from simpletuner.training.ema import Ema
 from simpletuner.training.prompts import Picture
-from simpletuner.training.validation import BASE_LABEL, Gallery, Renderer, label_of
+from simpletuner.training.validation import BASE_LABEL, Gallery, Interrupted, Renderer, label_of
 
 
 class Validator:
@@ -50,33 +51,66 @@ class Validator:
 
     def before_training(self, step: int) -> None:
         """Render the base model once a run, so that later pictures have something to stand beside; and the start, if asked."""
-        if not self._pictures:
-            return
-        if step == 0 and not self._options.disable_benchmark:
-            strength = 1.0 if self._trains_base else 0.0  # before its first step a full model is the base
-            self._show(0, BASE_LABEL, strength, nullcontext())
-        if self._options.validation_on_startup:
-            self.validate(step)
+        if self._renders:
+            if step == 0 and not self._options.disable_benchmark:
+                strength = 1.0 if self._trains_base else 0.0  # before its first step a full model is the base
+                self._show(0, BASE_LABEL, strength, nullcontext())
+            if self._options.validation_on_startup:
+                self._show_all(step)
+        self._accelerator.wait_for_everyone()
 
     def validate(self, step: int) -> None:
-        """Render what the training has come to after `step` steps."""
-        if not self._pictures:
-            return
+        """Render what the training has come to after `step` steps. A failure is named, and the training goes on.
+
+        Once the run is to stop this returns early; `catch_up` renders the pictures when the run is resumed.
+        """
+        if self._renders:
+            try:
+                self._show_all(step)
+            except Interrupted:
+                pass
+            except Stopped:
+                raise
+            except Exception as error:  # out of memory, a full disk, a sampler's fault: pictures are worth less than the run
+                what = str(error).strip().partition("\n")[0] or type(error).__name__
+                self._console.warn(f"no pictures of step {step}: {what}. The training goes on")
+        self._accelerator.wait_for_everyone()
+
+    def catch_up(self, step: int) -> None:
+        """Render the pictures of a step at which they were due, if the run ended before it came to them."""
+        if self._renders and all(self._gallery.has(label, self._pictures) for label, _ in self._views(step)):
+            self._accelerator.wait_for_everyone()
+        else:
+            self.validate(step)
+
+    def move_later(self, step: int, aside: Path) -> None:
+        """Put the pictures after `step` beside checkpoints that are not continued."""
+        self._gallery.move_later(step, aside / self._gallery.folder.name)
+
+    @property
+    def _renders(self) -> bool:
+        return bool(self._pictures) and self._accelerator.is_main_process
+
+    def _show_all(self, step: int) -> None:
         strength = 1.0 if self._trains_base else self._options.validation_lycoris_strength
-        wants_average = self._ema is not None and self._options.ema_validation != "none"
-        if self._options.ema_validation != "ema_only" or not wants_average:
-            self._show(step, label_of(step), strength, nullcontext())
-        if wants_average and self._ema is not None:
-            label = label_of(step) + ("_ema" if self._options.ema_validation == "comparison" else "")
-            self._show(step, label, strength, self._ema.swapped_in())
+        for label, weights in self._views(step):
+            self._show(step, label, strength, weights)
+
+    def _views(self, step: int) -> list[tuple[str, AbstractContextManager[None]]]:
+        """Which weights are looked at, under which labels."""
+        label, shows = label_of(step), self._options.ema_validation
+        if self._ema is None or shows == "none":
+            return [(label, nullcontext())]
+        average = self._ema.swapped_in()
+        return [(label, average)] if shows == "ema_only" else [(label, nullcontext()), (f"{label}_ema", average)]
 
     def _show(self, step: int, label: str, strength: float, weights: AbstractContextManager[None]) -> None:
-        if self._accelerator.is_main_process:
+        try:
             with weights, self._console.bar(f"pictures {label}", len(self._pictures), "pictures") as bar:
                 images = self._renderer.render(self._pictures, strength, bar.advance)
+        finally:
             self._vae.release()
-            self._keep(step, label, images)
-        self._accelerator.wait_for_everyone()
+        self._keep(step, label, images)
 
     def _suffix(self, label: str) -> str:
         """What tells pictures of one step apart in trackers."""

@@ -74,10 +74,12 @@ def test_debug_adds_the_traceback(capsys):
     assert "do this" in shown
 
 
-def test_what_every_process_finds_the_first_one_says(capsys, monkeypatch):
+def test_under_another_launcher_the_first_process_says_what_every_one_finds(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
 
     assert report(raised(ConfigError("a")), debug=False) == 2
     assert capsys.readouterr().err == ""
+    assert report(raised(DatasetError("one's own")), debug=False) == 3
+    assert "one's own" in capsys.readouterr().err
     assert report(raised(OutOfMemoryError("CUDA out of memory")), debug=False) == 4
     assert "out of memory" in capsys.readouterr().err

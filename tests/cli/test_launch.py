@@ -32,6 +32,26 @@ def test_the_first_failure_ends_the_others_and_is_the_exit_code():
     assert time.monotonic() - began < 20
 
 
+REPORT = "import sys; from simpletuner.cli.failures import report; from simpletuner.errors import DatasetError;"
+
+
+def test_what_all_processes_find_is_said_once(capfd):
+    code = REPORT + "sys.exit(report(DatasetError('all find this', 'mend it'), debug=False))"
+
+    assert launch([sys.executable, "-c", code], 3) == 3
+
+    said = capfd.readouterr().err
+    assert said.count("all find this") == said.count("mend it") == 1
+
+
+def test_what_one_process_alone_finds_is_said(capfd):
+    code = REPORT + "import os, time; sys.exit(report(DatasetError('one finds this'), debug=False) if os.environ['RANK'] == '1' else time.sleep(60))"
+
+    assert launch([sys.executable, "-c", code], 2) == 3
+
+    assert "one finds this" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_passed_on_to_each_once(number, code, tmp_path):
     child = f"""

@@ -67,5 +67,5 @@ def transformer_settings() -> dict[str, Any]:
         "attention_head_dim": WIDTH // 3,
         "joint_attention_dim": TEXT_WIDTH,
         "caption_projection_dim": WIDTH,
-        "pos_embed_max_size": 64,
+        "pos_embed_max_size": 16,
     }

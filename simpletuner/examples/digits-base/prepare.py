@@ -129,6 +129,8 @@ def pack(model: Path, trained: Path, to: Path, seed: int) -> None:
     transformer.save_pretrained(target / "transformer")
     for path in target.glob("*/config.json"):
         set_keys(path, _name_or_path=None)
+    for path in target.rglob("*.*"):
+        path.chmod(0o644)  # some writers make files that only their owner may read
     random = np.random.default_rng(seed + 1)
     readable = Readable()
     for look in ("neon", "plain"):

@@ -19,14 +19,13 @@ class Jsonl(Tracker):
     def __init__(self, folder: Path, project: str, run: str, config: Mapping[str, Any]) -> None:
         super().__init__(folder, project, run, config)
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1 << 16)
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def images(self, step: int, images: Mapping[str, Image]) -> None:
         self._file.write(json.dumps({"step": step, "images": sorted(images)}) + "\n")
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -1,0 +1,132 @@
+"""Pictures that fail, or that a signal cuts short, cost no step of the training; those that are missing come at the next start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from simpletuner.training.prompts import file_name_of
+from simpletuner.training.validation import Renderer
+from tests.builders.run import adapter_bytes, train_in_process, write_run
+
+LOOKING = {
+    "validation_prompt": "a picture",
+    "validation_resolution": "32",
+    "validation_num_inference_steps": 3,
+    "validation_step_interval": 3,
+    "checkpoint_step_interval": 0,
+    "disable_benchmark": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def picture(folder: Path, step: int) -> Path:
+    return folder / "output" / "validation_images" / f"step_{step:05d}_validation_7_32x32.png"
+
+
+def at_call(monkeypatch, number: int, act: Callable[[], None]) -> None:
+    """Do something at the beginning of the n-th picture, counted from 1, which is then rendered for real."""
+    render, calls = Renderer._render_one, []
+
+    def wrapped(self, *arguments):
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        return render(self, *arguments)
+
+    monkeypatch.setattr(Renderer, "_render_one", wrapped)
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 3), (2, 6)], ids=["in the middle", "at the end"])
+def test_a_signal_ends_the_pictures_and_the_next_start_begins_with_them(tmp_path, monkeypatch, capsys, number, step):
+    write_run(tmp_path / "whole", **LOOKING)
+    assert train_in_process(tmp_path / "whole") == 0
+    write_run(tmp_path / "stopped", **LOOKING)
+
+    with monkeypatch.context() as patch:
+        at_call(patch, number, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train_in_process(tmp_path / "stopped") == 143
+    assert (tmp_path / "stopped" / "output" / f"checkpoint-{step}").is_dir() and not picture(tmp_path / "stopped", step).exists()
+    assert train_in_process(tmp_path / "stopped") == 0
+
+    for label in (3, 6):
+        assert picture(tmp_path / "stopped", label).read_bytes() == picture(tmp_path / "whole", label).read_bytes()
+    assert adapter_bytes(tmp_path / "stopped") == adapter_bytes(tmp_path / "whole")
+
+
+def test_pictures_that_are_there_are_not_rendered_again(tmp_path, capsys):
+    write_run(tmp_path, **LOOKING)
+    assert train_in_process(tmp_path) == 0
+    capsys.readouterr()
+
+    assert train_in_process(tmp_path) == 0
+
+    assert "pictures step" not in capsys.readouterr().out
+
+
+def test_pictures_for_which_memory_is_short_are_named_and_the_training_goes_on(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "whole", **LOOKING)
+    assert train_in_process(tmp_path / "whole") == 0
+    write_run(tmp_path / "short", **LOOKING)
+
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    at_call(monkeypatch, 1, fail)
+    assert train_in_process(tmp_path / "short") == 0
+
+    assert "no pictures of step 3: CUDA out of memory. Tried to allocate 20.00 GiB. The training goes on" in capsys.readouterr().out
+    assert not picture(tmp_path / "short", 3).exists() and picture(tmp_path / "short", 6).exists()
+    assert adapter_bytes(tmp_path / "short") == adapter_bytes(tmp_path / "whole")
+
+
+def test_pictures_that_fail_before_the_first_step_end_the_run_while_nothing_is_lost(tmp_path, monkeypatch):
+    write_run(tmp_path, **{**LOOKING, "disable_benchmark": False})
+
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    at_call(monkeypatch, 1, fail)
+
+    assert train_in_process(tmp_path) == 4
+
+
+def test_a_run_begun_anew_moves_the_pictures_of_the_one_before_aside(tmp_path):
+    write_run(tmp_path, **LOOKING)
+    assert train_in_process(tmp_path) == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "validation_step_interval": 4, "resume_from_checkpoint": ""}))
+
+    assert train_in_process(tmp_path) == 0
+
+    aside = tmp_path / "output" / "superseded-1" / "validation_images"
+    assert (aside / picture(tmp_path, 3).name).is_file() and not picture(tmp_path, 3).exists()
+    assert picture(tmp_path, 4).is_file()
+
+
+def test_a_stop_of_a_run_begun_anew_says_how_to_continue_it(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, **LOOKING, resume_from_checkpoint="")
+    at_call(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    assert train_in_process(tmp_path) == 130
+
+    said = capsys.readouterr().err
+    assert "--resume_from_checkpoint=latest" in said and "error" not in said
+
+
+@pytest.mark.parametrize("nickname", ["七" * 300, "a/../b", "x" * 300, "é" * 99])
+def test_nicknames_in_any_script_fit_a_file_name(tmp_path, nickname):
+    name = file_name_of(nickname)
+
+    (tmp_path / f"step_123456_{name}_1234567890_4096x4096.png.tmp").write_bytes(b"")
+    assert name and "/" not in name
