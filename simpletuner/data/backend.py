@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from simpletuner.data.captions import decode
 from simpletuner.errors import DatasetError
+from simpletuner.types import Size
 
 
 class EntryOptions(BaseModel):
@@ -104,6 +105,10 @@ class Entry:
     modified_ns: int
     fault: str | None = None
     """Name of the rule (`faults.RULES`) by which it must not be read."""
+    captions: tuple[str, ...] | None = None
+    """Alternatives that the place itself knows, e.g. from a column of a table; None if it knows none."""
+    size: Size | None = None
+    """Upright width and height that the place itself knows, so that the file need not be opened to find its bucket."""
 
 
 class DataBackend(ABC):
