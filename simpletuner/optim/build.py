@@ -43,6 +43,8 @@ def build_optimizer(options: Optim, parameters: Mapping[str, nn.Parameter]) -> O
     arguments = {**row.defaults, **given}
     if row.fuses and not {"fused", "foreach", "differentiable"} & arguments.keys():
         arguments["fused"] = all(parameter.device.type in FUSED_DEVICES for parameter in parameters.values())
+    if row.has_triton and any(parameter.device.type == "cpu" for parameter in parameters.values()):
+        arguments.setdefault("triton", False)
     rate = options.learning_rate if row.rate is None else row.rate
     try:
         optimizer = kind(list(parameters.values()), lr=rate, **arguments)

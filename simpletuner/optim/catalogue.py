@@ -26,6 +26,8 @@ class Row:
     """The base learning rate of one that finds its own; it then replaces `learning_rate`."""
     fuses: bool = False
     """Whether the class has fused kernels, for which it must be asked."""
+    has_triton: bool = False
+    """Whether the class has Triton kernels. Where Triton is installed it takes them on a CPU too, and fails, unless it is told not to."""
 
     @property
     def package(self) -> str:
@@ -49,14 +51,14 @@ OPTIMIZERS = [
     Row("torch-asgd", "torch.optim:ASGD", "Gradient descent with averaging."),
     Row("torch-adafactor", "torch.optim:Adafactor", "Adam with a factored second moment: little state for large matrices."),
     Row("adamw_bf16", "simpletuner.optim.adamw_bf16:AdamWBF16", "AdamW for bf16 weights: bf16 state, stochastic rounding, exact resume."),
-    Row("optimi-adamw", "optimi:AdamW", "AdamW with Kahan summation for bf16 weights."),
-    Row("optimi-stableadamw", "optimi:StableAdamW", "AdamW that clips each tensor's update by itself."),
-    Row("optimi-adam", "optimi:Adam", "Adam with Kahan summation for bf16 weights."),
-    Row("optimi-lion", "optimi:Lion", "Sign of momentum; wants 3 to 10 times less rate than AdamW."),
-    Row("optimi-adan", "optimi:Adan", "Nesterov momentum estimated from gradient differences."),
-    Row("optimi-radam", "optimi:RAdam", "Adam with a rectified start; needs no warm-up."),
-    Row("optimi-ranger", "optimi:Ranger", "RAdam with Lookahead."),
-    Row("optimi-sgd", "optimi:SGD", "Gradient descent with Kahan summation for bf16 weights."),
+    Row("optimi-adamw", "optimi:AdamW", "AdamW with Kahan summation for bf16 weights.", has_triton=True),
+    Row("optimi-stableadamw", "optimi:StableAdamW", "AdamW that clips each tensor's update by itself.", has_triton=True),
+    Row("optimi-adam", "optimi:Adam", "Adam with Kahan summation for bf16 weights.", has_triton=True),
+    Row("optimi-lion", "optimi:Lion", "Sign of momentum; wants 3 to 10 times less rate than AdamW.", has_triton=True),
+    Row("optimi-adan", "optimi:Adan", "Nesterov momentum estimated from gradient differences.", has_triton=True),
+    Row("optimi-radam", "optimi:RAdam", "Adam with a rectified start; needs no warm-up.", has_triton=True),
+    Row("optimi-ranger", "optimi:Ranger", "RAdam with Lookahead.", has_triton=True),
+    Row("optimi-sgd", "optimi:SGD", "Gradient descent with Kahan summation for bf16 weights.", has_triton=True),
     Row("bnb-adamw", "bitsandbytes.optim:AdamW32bit", "AdamW of bitsandbytes, 32-bit state."),
     Row("bnb-adamw-paged", "bitsandbytes.optim:PagedAdamW32bit", "AdamW of bitsandbytes; state moves to RAM when memory is short."),
     Row("bnb-adamw8bit", "bitsandbytes.optim:AdamW8bit", "AdamW of bitsandbytes, 8-bit state; for full training rather than adapters."),
