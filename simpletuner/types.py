@@ -95,3 +95,5 @@ class Noised:
     """(B, C, h, w)."""
     time: Tensor
     """(B,), in [0, 1]; 0 is data, 1 is noise."""
+    weight: Tensor | None = None
+    """(B,), by which each sample's loss is multiplied; None is by 1."""

@@ -63,6 +63,11 @@ def family_defaults(name: str, flavour: str | None) -> Mapping[str, Any]:
     return kind.defaults
 
 
+def objective_of(name: str) -> str:
+    """Whether a family learns by flow matching or by denoising."""
+    return family_of(name).objective
+
+
 def _family_sentence(name: str) -> str:
     flavours = ", ".join(f"`{flavour}` ({source})" for flavour, source in family_of(name).flavours.items())
     return f"{_first_line(f'{FAMILIES}.{name}')} Flavours: {flavours}."

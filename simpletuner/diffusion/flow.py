@@ -29,6 +29,6 @@ class FlowMatching(Process):
         shift = resolution_shift(tokens) if self.shift is None else self.shift
         return shift_time(self.times.sample(count, generator), shift)
 
-    def add_noise(self, latents: Tensor, noise: Tensor, time: Tensor) -> Noised:
+    def add_noise(self, latents: Tensor, noise: Tensor, time: Tensor, mixed: Tensor | None = None) -> Noised:
         t = time.view(-1, *[1] * (latents.ndim - 1))  # (B, 1, 1, 1)
-        return Noised(latents=(1 - t) * latents + t * noise, target=noise - latents, time=time)
+        return Noised(latents=(1 - t) * latents + t * (noise if mixed is None else mixed), target=noise - latents, time=time)

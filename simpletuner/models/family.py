@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from simpletuner.models.identity import digest_files
 from simpletuner.models.layout import check_model, save_model
@@ -33,6 +33,8 @@ class ModelFamily(ABC):
 
     flavours: ClassVar[Mapping[str, str]]
     """Flavour name to hub id; the first is the default."""
+    objective: ClassVar[Literal["flow", "denoising"]]
+    """Which of the options of the objective have an effect: those of flow matching, or those of epsilon and v prediction."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option key to the value that this family prefers over the general default."""
     class_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -169,8 +171,8 @@ class ModelFamily(ABC):
     # Looking: called when pictures are due.
 
     @abstractmethod
-    def pipeline(self, denoiser: nn.Module, vae: nn.Module) -> Any:
-        """A diffusers pipeline without text encoders, around parts already loaded."""
+    def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
+        """A diffusers pipeline without text encoders, around parts already loaded; it samples as the options say that it was trained."""
 
     @abstractmethod
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -34,6 +34,48 @@ class Diffusion(Section):
     flow_beta_schedule_beta: float = option(2.0, gt=0, advanced=True)
     """Beta of the beta distribution: a larger one draws less noise."""
 
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = option(None, advanced=True)
+    """What a U-Net model answers: the noise, the velocity or the data. As the model's own scheduler says, if not given."""
+
+    rescale_betas_zero_snr: bool = option(False, advanced=True)
+    """Let the noise schedule end in pure noise, in training and in pictures; with `prediction_type` v_prediction."""
+
+    snr_gamma: float | None = option(None, gt=0, advanced=True)
+    """Weigh noise levels by their signal-to-noise ratio, none more than this (min-SNR); 5 is usual."""
+
+    offset_noise: bool = option(False, advanced=True)
+    """Give noise another mean in each channel, so that pictures may become dark or bright as a whole."""
+
+    noise_offset: float = option(0.1, ge=0, advanced=True)
+    """How far `offset_noise` moves the mean."""
+
+    noise_offset_probability: float = option(0.25, ge=0, le=1, advanced=True)
+    """Share of the batches that get `offset_noise`."""
+
+    input_perturbation: float = option(0.0, ge=0, advanced=True)
+    """Mix in so much more noise than the target tells of."""
+
+    input_perturbation_steps: int = option(0, ge=0, advanced=True)
+    """Steps over which `input_perturbation` fades out; 0 keeps it."""
+
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = option("none", advanced=True)
+    """Train some steps more often: the less noisy ones (earlier), the noisier ones (later), or a range."""
+
+    timestep_bias_multiplier: float = option(1.0, gt=0, advanced=True)
+    """How much more often these are trained; below 1 less often."""
+
+    timestep_bias_portion: float = option(0.25, gt=0, le=1, advanced=True)
+    """Share of the steps that `earlier` and `later` mean."""
+
+    timestep_bias_begin: int = option(0, ge=0, advanced=True)
+    """First step of the `range`."""
+
+    timestep_bias_end: int = option(1000, ge=1, advanced=True)
+    """Step before which the `range` ends."""
+
+    disable_segmented_timestep_sampling: bool = option(False, advanced=True)
+    """Draw the noise levels of a batch independently, instead of one from each part of the schedule."""
+
     loss_type: Literal["l2", "huber", "smooth_l1"] = option("l2", advanced=True)
     """How an error counts: by its square (l2), or less for large ones (huber, smooth_l1)."""
 
@@ -49,3 +91,6 @@ class Diffusion(Section):
         if self.flow_use_uniform_schedule and self.flow_use_beta_schedule:
             keys = ("flow_use_uniform_schedule", "flow_use_beta_schedule")
             yield Problem(keys, "flow_use_uniform_schedule and flow_use_beta_schedule exclude each other: noise levels have one distribution")
+        if self.timestep_bias_strategy == "range" and self.timestep_bias_begin >= self.timestep_bias_end:
+            keys = ("timestep_bias_begin", "timestep_bias_end")
+            yield Problem(keys, "timestep_bias_begin must be below timestep_bias_end")

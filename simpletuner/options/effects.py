@@ -45,6 +45,15 @@ IDLE = [
         "noise levels are drawn from another distribution",
     ),
     Idle("flow_beta_schedule_alpha flow_beta_schedule_beta", lambda c: not c.diffusion.flow_use_beta_schedule, "flow_use_beta_schedule is not set"),
+    Idle("noise_offset noise_offset_probability", lambda c: not c.diffusion.offset_noise, "offset_noise is not set"),
+    Idle("input_perturbation_steps", lambda c: not c.diffusion.input_perturbation, "input_perturbation is not set"),
+    Idle(
+        "timestep_bias_multiplier timestep_bias_portion timestep_bias_begin timestep_bias_end",
+        lambda c: c.diffusion.timestep_bias_strategy == "none",
+        "timestep_bias_strategy is none",
+    ),
+    Idle("timestep_bias_begin timestep_bias_end", lambda c: c.diffusion.timestep_bias_strategy in ("earlier", "later"), "the strategy has no range"),
+    Idle("timestep_bias_portion", lambda c: c.diffusion.timestep_bias_strategy == "range", "timestep_bias_strategy is range"),
     Idle("huber_c", lambda c: c.diffusion.loss_type == "l2", "loss_type is l2"),
     Idle("grad_clip_method", lambda c: c.optim.max_grad_norm == 0, "max_grad_norm is 0, so nothing is clipped"),
     Idle("vae_cache_ondemand", lambda c: c.data.vae_cache_disable, "vae_cache_disable keeps nothing"),
@@ -57,10 +66,25 @@ IDLE = [
 ]
 
 
-def without_effect(config: TrainConfig, given: Collection[str]) -> list[str]:
-    """Name, reason by reason, the options among those `given` that are not off and will do nothing."""
+FLOW = "flow_schedule_shift flow_schedule_auto_shift flow_sigmoid_scale flow_use_uniform_schedule flow_use_beta_schedule"
+DENOISING = (
+    "prediction_type rescale_betas_zero_snr snr_gamma offset_noise input_perturbation timestep_bias_strategy disable_segmented_timestep_sampling"
+)
+OF_OTHERS = {
+    "flow": Idle(DENOISING, lambda c: True, "the model learns by flow matching, they belong to U-Net models"),
+    "denoising": Idle(FLOW, lambda c: True, "the model predicts noise or velocity, they belong to flow matching"),
+}
+"""A family's objective to the options that belong to others."""
+
+
+def without_effect(config: TrainConfig, given: Collection[str], objective: str | None = None) -> list[str]:
+    """Name, reason by reason, the options among those `given` that are not off and will do nothing.
+
+    Args:
+        objective: of the family, if it is known.
+    """
     said: list[str] = []
-    for idle in IDLE:
+    for idle in [*IDLE, *([OF_OTHERS[objective]] if objective else [])]:
         keys = [key for key in idle.keys.split() if key in given and config.value(key) not in OFF]
         if keys and idle.when(config):
             verb = "has" if len(keys) == 1 else "have"

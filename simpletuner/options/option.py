@@ -227,6 +227,9 @@ def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
     if typing.get_origin(annotation) is Literal:
         return "text", typing.get_args(annotation), False
     parts = typing.get_args(annotation) if typing.get_origin(annotation) not in (list, dict) else (annotation,)
+    for part in parts:
+        if typing.get_origin(part) is Literal:
+            return "text", typing.get_args(part), type(None) in parts
     kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "text", Path: "path", list: "list", dict: "object"}
     found = [kinds[typing.get_origin(part) or part] for part in parts or (annotation,) if part is not type(None)]
     return found[0], (), type(None) in parts

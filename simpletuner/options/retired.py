@@ -53,10 +53,8 @@ LATER: Mapping[str, str] = {
         "pretrained_t5_model_name_or_path pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"
     ),
     "ControlNet": "controlnet controlnet_* control conditioning_* masked_loss_probability",
-    "epsilon and v prediction": (
-        "prediction_type snr_gamma snr_weight offset_noise noise_offset noise_offset_probability input_perturbation input_perturbation_steps "
-        "rescale_betas_zero_snr training_scheduler_timestep_spacing inference_scheduler_timestep_spacing timestep_bias_* huber_schedule "
-        "disable_segmented_timestep_sampling refiner_training* data_aesthetic_score"
+    "further settings of epsilon and v prediction": (
+        "snr_weight training_scheduler_timestep_spacing inference_scheduler_timestep_spacing huber_schedule refiner_training* data_aesthetic_score"
     ),
     "further ways to draw noise levels": "flow_cubic_schedule_weights flow_custom_timesteps flow_timesteps_mode mixflow_*",
     "Diff2Flow, scheduled sampling and distillation": "diff2flow_* scheduled_sampling_* distillation_* tread_* crepa_* layersync_*",

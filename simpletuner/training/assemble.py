@@ -123,7 +123,9 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     parameters = adapter.parameters()
     ema = Ema(parameters, training.ema_decay, training.ema_update_interval, training.ema_warmup_steps) if training.use_ema else None
     trackers = begin_trackers(config, output_dir, accelerator, console)
-    renderer = Renderer(family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, accelerator.device, lambda: stop.is_made)
+    renderer = Renderer(
+        family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, config.diffusion, accelerator.device, lambda: stop.is_made
+    )
     validator = Validator(renderer, caches.vae, shown, output_dir, config, ema, trackers, accelerator, console)
     pace = pace_of(config, loader, bool(shown))
     trainer = Trainer(

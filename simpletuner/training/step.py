@@ -49,7 +49,8 @@ class Step:
         noised = self.noise(batch, step, micro_step)
         target = self._parent_prediction(noised, batch) if batch.is_regularisation else noised.target
         prediction = self.family.predict(self.denoiser, noised, batch)
-        return self.loss(prediction.float(), target.float())
+        losses = self.loss(prediction.float(), target.float())
+        return losses if noised.weight is None else losses * noised.weight
 
     def noise(self, batch: Batch, step: int, micro_step: int) -> Noised:
         """Draw latents, time and noise for a batch, in that order, from one CPU generator."""
@@ -59,8 +60,9 @@ class Step:
             raw = raw + batch.latents["std"] * torch.randn(raw.shape, generator=generator)
         latents = self.family.scale_latents(raw.float())  # (B, C, h, w)
         time = self.process.sample_time(len(batch.samples), self.family.tokens(latents), generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        return self.process.add_noise(*(tensor.to(self.device, non_blocking=True) for tensor in (latents, noise, time)))
+        noise, mixed = self.process.draw_noise(latents.shape, step, generator)
+        latents, noise, time = (tensor.to(self.device, non_blocking=True) for tensor in (latents, noise, time))
+        return self.process.add_noise(latents, noise, time, None if mixed is None else mixed.to(self.device, non_blocking=True))
 
     @torch.no_grad()
     def _parent_prediction(self, noised: Noised, batch: Batch) -> Tensor:

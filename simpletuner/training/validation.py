@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from simpletuner.adapters.adapter import Adapter
 from simpletuner.models.family import ModelFamily
+from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.validation import Validation
 from simpletuner.training.prompts import Picture
 
@@ -42,6 +43,7 @@ class Renderer:
     text: Callable[[str], Mapping[str, Tensor]]
     """A prompt's cached embeddings, without a batch axis."""
     options: Validation
+    diffusion: Diffusion
     device: torch.device
     is_stopped: Callable[[], bool]
     """Asked between sampling steps; once it says yes, rendering ends with `Interrupted`."""
@@ -64,7 +66,7 @@ class Renderer:
         try:
             # The pipelines get generators of their own; forking also covers samplers that draw from torch's.
             with torch.random.fork_rng(devices=devices), torch.no_grad():
-                pipeline = self.family.pipeline(self.denoiser, self.load_vae())
+                pipeline = self.family.pipeline(self.denoiser, self.load_vae(), self.diffusion)
                 pipeline.set_progress_bar_config(disable=True)
                 images = []
                 for picture in pictures:

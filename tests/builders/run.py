@@ -34,10 +34,14 @@ def add_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 40), fir
         Image.fromarray(pixels).save(folder / f"picture_{number:03d}.png")
 
 
-def write_run(folder: Path, *, pictures: int = 6, datasets: list[dict[str, Any]] | None = None, **options: Any) -> Path:
-    """Lay a run into `folder` and give the path of its config.json; `options` are added to it, None removes."""
+def write_run(folder: Path, *, pictures: int = 6, datasets: list[dict[str, Any]] | None = None, model: Path | None = None, **options: Any) -> Path:
+    """Lay a run into `folder` and give the path of its config.json; `options` are added to it, None removes.
+
+    Args:
+        model: of another family than AuraFlow.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(tiny_model(), folder / "model", dirs_exist_ok=True)
+    shutil.copytree(model or tiny_model(), folder / "model", dirs_exist_ok=True)
     if pictures and not (folder / "pictures").exists():
         add_pictures(folder / "pictures", pictures)
     plain = {"id": "pictures", "type": "local", "instance_data_dir": "pictures", "caption_strategy": "filename", "crop": True, "crop_style": "center"}

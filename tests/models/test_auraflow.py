@@ -206,7 +206,7 @@ def test_a_prediction_is_the_call_that_the_pipeline_makes(auraflow, tiny, dtype)
 def test_a_perfect_prediction_is_sampled_to_the_data_by_the_models_own_scheduler(auraflow):
     family = auraflow()
     latents, noise = draw(1, 4, 8, 8), draw(1, 4, 8, 8, seed=1)
-    pipeline = family.pipeline(family.load_denoiser(torch.float32, 0), family.load_vae(CPU, torch.float32))
+    pipeline = family.pipeline(family.load_denoiser(torch.float32, 0), family.load_vae(CPU, torch.float32), Diffusion())
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(5)
 
@@ -232,7 +232,7 @@ def test_a_picture_from_cached_embeddings_is_bit_for_bit_that_of_plain_diffusers
     encoders = family.load_text_encoders(CPU, torch.float32)
     text, negative = (family.encode_text(encoders, [prompt]) for prompt in ("a cat", "blurry"))
     del encoders
-    pipeline = family.pipeline(family.load_denoiser(torch.float32, 0), family.load_vae(CPU, torch.float32))
+    pipeline = family.pipeline(family.load_denoiser(torch.float32, 0), family.load_vae(CPU, torch.float32), Diffusion())
     pictures = pipeline(**family.pipeline_inputs(text, negative), generator=torch.Generator().manual_seed(3), **call).images
 
     assert numpy.array_equal(pictures, expected) and pictures.std() > 0.01
@@ -242,7 +242,7 @@ def test_a_picture_from_cached_embeddings_is_bit_for_bit_that_of_plain_diffusers
 def test_rendering_leaves_torchs_generator_as_it_was(auraflow):
     family = auraflow()
     text = family.encode_text(family.load_text_encoders(CPU, torch.float32), ["a cat"])
-    pipeline = family.pipeline(family.load_denoiser(torch.float32, 0), family.load_vae(CPU, torch.float32))
+    pipeline = family.pipeline(family.load_denoiser(torch.float32, 0), family.load_vae(CPU, torch.float32), Diffusion())
     before = torch.random.get_rng_state()
 
     pipeline(**family.pipeline_inputs(text, text), height=16, width=16, num_inference_steps=1, generator=torch.Generator().manual_seed(3))

@@ -243,7 +243,7 @@ def value_of(option):
 RESTRICTED = {
     *("model_family", "model_flavour", "resolution", "resolution_type", "maximum_image_size", "target_downsample_size", "minimum_image_size"),
     *("max_train_steps", "num_train_epochs", "lr_end", "learning_rate", "lr_warmup_steps", "lr_scheduler"),
-    *("flow_use_uniform_schedule", "flow_use_beta_schedule", "model_type", "base_model_precision"),
+    *("flow_use_uniform_schedule", "flow_use_beta_schedule", "model_type", "timestep_bias_begin", "timestep_bias_end", "base_model_precision"),
 }
 FREE = {key: option for key, option in declared().items() if key not in RESTRICTED}
 CALM = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -43,6 +43,7 @@ class AuraFlow(ModelFamily):
         "v0.1": "fal/AuraFlow",
         "pony": "purplesmartai/pony-v7-base",
     }
+    objective: ClassVar = "flow"
     defaults: ClassVar = {"flow_schedule_shift": 1.73, "validation_guidance": 3.5}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),
@@ -155,7 +156,7 @@ class AuraFlow(ModelFamily):
 
     # Looking.
 
-    def pipeline(self, denoiser: nn.Module, vae: nn.Module) -> Any:
+    def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
         from diffusers import AuraFlowPipeline
 
         scheduler = self.source.class_of("scheduler").from_config(self.source.part("scheduler").config())

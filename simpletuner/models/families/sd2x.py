@@ -1,0 +1,17 @@
+"""Stable Diffusion 2.x: a U-Net that predicts noise or velocity, with one OpenCLIP text encoder; pictures of 768 pixels."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from simpletuner.models.stable_diffusion import StableDiffusion
+
+
+class StableDiffusion2(StableDiffusion):
+    flavours: ClassVar = {
+        "2.1": "stabilityai/stable-diffusion-2-1",
+        "2.0": "stabilityai/stable-diffusion-2",
+        "pseudoflex-v2": "bghira/pseudo-flex-v2",
+        "digitaldiffusion": "Junglerally/Digital-Diffusion",
+        "pseudojourney": "bghira/pseudo-journey-v2",
+    }

@@ -1,0 +1,195 @@
+"""What families with a U-Net have in common: discrete noise steps, a 4-channel VAE, sizes, and the options of epsilon and v prediction.
+
+Letters: B batch, C latent channels, H W pixels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from simpletuner.diffusion.denoising import Denoising, Offset, Perturbation, biased
+from simpletuner.errors import ConfigError
+from simpletuner.models.clip import TOKENS
+from simpletuner.models.family import ModelFamily
+from simpletuner.models.identity import digest_files
+from simpletuner.models.latents import Scaling, encode_posterior, scaling_of, stride_of
+from simpletuner.models.loading import load_network, random_network
+from simpletuner.models.text import TextEncoder, count_tokens
+from simpletuner.types import Size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from simpletuner.options.diffusion import Diffusion
+
+RELEASED_ALIGNMENT_PX = 64
+PIPELINE_STEP_PX = 8
+"""The pipelines of diffusers refuse sides that are no multiple of this."""
+
+
+class UNetFamily(ModelFamily):
+    """A family around UNet2DConditionModel. Text and the call itself are the family's own."""
+
+    denoiser_folder = "unet"
+    objective: ClassVar = "denoising"
+    class_aliases: ClassVar = {
+        "Attention": ("Attention",),
+        "FeedForward": ("FeedForward",),
+        "TransformerBlock": ("BasicTransformerBlock",),
+        "Transformer2DModel": ("Transformer2DModel",),
+        "ResnetBlock2D": ("ResnetBlock2D",),
+        "Downsample2D": ("Downsample2D",),
+        "Upsample2D": ("Upsample2D",),
+    }
+    lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
+    text_parts: ClassVar[tuple[tuple[str, str], ...]]
+    """(encoder, tokenizer) of each text encoder."""
+
+    # Before anything is loaded.
+
+    @property
+    def alignment_px(self) -> int:
+        """64 for the released models; for a smaller one the step in which its U-Net halves sizes without rounding."""
+        if self.source.is_released and not (self.source.is_replaced("unet") or self.source.is_replaced("vae")):
+            return RELEASED_ALIGNMENT_PX  # known without asking the hub
+        halvings = len(self._denoiser_config.get("block_out_channels", [0] * 4)) - 1
+        return min(RELEASED_ALIGNMENT_PX, math.lcm(self._step_px, stride_of(self._vae_config) * 2**halvings))
+
+    def check_size(self, size: Size) -> None:
+        if size.width % self._step_px or size.height % self._step_px:
+            raise ConfigError(
+                f"{size} is not a size that {self.source_name()} can take: both sides must be multiples of {self._step_px}",
+                hint=f"Set aspect_bucket_alignment to {self.alignment_px}, or leave it out.",
+            )
+
+    def notes(self) -> list[str]:
+        found = super().notes()
+        if self.options.tokenizer_max_length not in (None, TOKENS):
+            found.append(f"tokenizer_max_length has no effect: the CLIP encoders of {self.options.model_family} read {TOKENS} tokens")
+        return found
+
+    # Text.
+
+    def text_modules(self, encoders: Sequence[TextEncoder]) -> list[nn.Module]:
+        return [text.encoder for text in encoders]
+
+    def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
+        return count_tokens(encoders[0].tokenizer, prompts)
+
+    @property
+    def text_tokens(self) -> int:
+        return TOKENS
+
+    def text_fingerprint(self, memo_folder: Path | None = None) -> str:
+        names = [name for pair in self.text_parts for name in pair]
+        files = {f"{name}/{file}": path for name in names for file, path in self.source.part(name).files().items()}
+        return digest_files(files, memo_folder)
+
+    def pipeline_text_arguments(self) -> dict[str, Any]:
+        return {}
+
+    # Latents.
+
+    def load_vae(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        from diffusers import AutoencoderKL
+
+        vae: nn.Module = load_network(AutoencoderKL, self.source.part("vae"), dtype).to(device)
+        return vae
+
+    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+        return encode_posterior(vae, pixels)
+
+    def scale_latents(self, raw: Tensor) -> Tensor:
+        return self._scaling.scale(raw)
+
+    # Training.
+
+    def load_denoiser(self, dtype: torch.dtype, seed: int) -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        part = self.source.part("unet")
+        denoiser: nn.Module = (
+            random_network(UNet2DConditionModel, part, dtype, seed) if self.starts_random else load_network(UNet2DConditionModel, part, dtype)
+        )
+        return denoiser
+
+    def process(self, options: Diffusion) -> Denoising:
+        schedule = self.training_schedule(options)
+        total = len(schedule.alphas_cumprod)
+        bias = (options.timestep_bias_strategy, options.timestep_bias_portion, options.timestep_bias_multiplier)
+        return Denoising(
+            alphas=tuple(schedule.alphas_cumprod.tolist()),
+            prediction=schedule.config.prediction_type,
+            weights=biased(total, *bias, options.timestep_bias_begin, options.timestep_bias_end),
+            is_stratified=not options.disable_segmented_timestep_sampling,
+            snr_gamma=options.snr_gamma,
+            offset=Offset(options.noise_offset, options.noise_offset_probability) if options.offset_noise else None,
+            perturbation=Perturbation(options.input_perturbation, options.input_perturbation_steps) if options.input_perturbation else None,
+        )
+
+    def training_schedule(self, options: Diffusion) -> Any:
+        """The model's own noise schedule as a DDPMScheduler of diffusers, with what the options change in it.
+
+        Raises:
+            ConfigError: the model ends in pure noise, of which a prediction of the noise tells nothing.
+        """
+        from diffusers import DDPMScheduler
+
+        changes = self.schedule_changes(options)
+        schedule = DDPMScheduler.from_config(self.source.part("scheduler").config(), **changes)
+        if schedule.config.rescale_betas_zero_snr and schedule.config.prediction_type == "epsilon":
+            raise ConfigError(
+                "rescale_betas_zero_snr makes the last step pure noise, from which a model with prediction_type epsilon cannot learn",
+                hint="Set prediction_type to v_prediction, or rescale_betas_zero_snr to false.",
+            )
+        return schedule
+
+    def schedule_changes(self, options: Diffusion) -> dict[str, Any]:
+        """What the options change in the model's schedule, for training and for sampling alike."""
+        changes: dict[str, Any] = {}
+        if options.prediction_type is not None:
+            changes["prediction_type"] = options.prediction_type
+        if options.rescale_betas_zero_snr:
+            changes["rescale_betas_zero_snr"] = True
+        return changes
+
+    def sampling_schedule(self, options: Diffusion) -> Any:
+        """The sampler that the model came with, with the same changes."""
+        changes = self.schedule_changes(options)
+        if changes.get("rescale_betas_zero_snr"):
+            changes["timestep_spacing"] = "trailing"  # the others never ask for the last step, where there is nothing but noise
+        return self.source.class_of("scheduler").from_config(self.source.part("scheduler").config(), **changes)
+
+    def tokens(self, latents: Tensor) -> int:
+        return int(latents.shape[-2] * latents.shape[-1])
+
+    def timesteps(self, time: Tensor) -> Tensor:
+        """Times in [0, 1] as the whole steps that the U-Net is told."""
+        return (time * self._total_steps).round().long()
+
+    # What the configuration files say, each read once.
+
+    @cached_property
+    def _denoiser_config(self) -> Mapping[str, Any]:
+        return self.source.part("unet").config()
+
+    @cached_property
+    def _vae_config(self) -> dict[str, Any]:
+        return self.source.part("vae").config()
+
+    @cached_property
+    def _scaling(self) -> Scaling:
+        return scaling_of(self._vae_config, has_shift=False)
+
+    @cached_property
+    def _total_steps(self) -> int:
+        return int(self.source.part("scheduler").config().get("num_train_timesteps", 1000))
+
+    @property
+    def _step_px(self) -> int:
+        return math.lcm(PIPELINE_STEP_PX, stride_of(self._vae_config))
