@@ -54,8 +54,10 @@ def collect(folder: Path, exit_code: int) -> list[SimpleTunerError]:
 def _leave(error: SimpleTunerError, path: Path) -> None:
     """Put a failure where the launcher looks, so that it is said once however many processes found it."""
     left = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "stopped": isinstance(error, Stopped)}
+    staged = path.with_suffix(".tmp")  # the launcher may end this process at any moment
     try:
-        path.write_text(json.dumps(left), encoding="utf-8")
+        staged.write_text(json.dumps(left), encoding="utf-8")
+        staged.replace(path)
     except OSError:  # the launcher is gone, or its disk is full
         say(error)
 
