@@ -97,3 +97,5 @@ class Noised:
     """(B,), in [0, 1]; 0 is data, 1 is noise."""
     weight: Tensor | None = None
     """(B,), by which each sample's loss is multiplied; None is by 1."""
+    guidance: Tensor | None = None
+    """(B,), what a model distilled from guidance is told; None tells it nothing."""

@@ -24,6 +24,8 @@ class FlowMatching(Process):
     """Drawn from before the shift."""
     shift: float | None
     """Towards noise above 1, none at 1; None lets the number of image tokens decide (`resolution_shift`)."""
+    guidance: float | None = None
+    """What a model distilled from guidance is told at each step; None is told nothing."""
 
     def sample_time(self, count: int, tokens: int, generator: Generator) -> Tensor:
         shift = resolution_shift(tokens) if self.shift is None else self.shift
@@ -31,4 +33,9 @@ class FlowMatching(Process):
 
     def add_noise(self, latents: Tensor, noise: Tensor, time: Tensor, mixed: Tensor | None = None) -> Noised:
         t = time.view(-1, *[1] * (latents.ndim - 1))  # (B, 1, 1, 1)
-        return Noised(latents=(1 - t) * latents + t * (noise if mixed is None else mixed), target=noise - latents, time=time)
+        return Noised(
+            latents=(1 - t) * latents + t * (noise if mixed is None else mixed),
+            target=noise - latents,
+            time=time,
+            guidance=None if self.guidance is None else time.new_full(time.shape, self.guidance),
+        )

@@ -32,6 +32,12 @@ def encode_penultimate(text: TextEncoder, prompts: Sequence[str]) -> tuple[Tenso
     return output.hidden_states[-2], output[0]
 
 
+def encode_pooled(text: TextEncoder, prompts: Sequence[str]) -> Tensor:
+    """Encode to the states of the end token, (B, P), as Flux reads them."""
+    pooled: Tensor = text.encoder(token_ids(text, prompts)).pooler_output
+    return pooled
+
+
 def token_ids(text: TextEncoder, prompts: Sequence[str]) -> Tensor:
     """The tokens of prompts, (B, T), cut or filled up to what the encoder has positions for."""
     device = next(text.encoder.parameters()).device

@@ -53,6 +53,18 @@ def encode_masked(text: TextEncoder, prompts: Sequence[str], tokens: int) -> dic
     return {"prompt": hidden * mask[..., None], "mask": mask}
 
 
+def encode_unmasked(text: TextEncoder, prompts: Sequence[str], tokens: int) -> Tensor:
+    """Encode prompts to (B, T, D) with padding that is seen like any token, as models that were trained so want it.
+
+    Args:
+        tokens: T; longer prompts lose their end, but not the end token.
+    """
+    device = next(text.encoder.parameters()).device
+    inputs = text.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
+    hidden: Tensor = text.encoder(inputs["input_ids"].to(device))[0]
+    return hidden
+
+
 def count_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
     """Tokens of each prompt before truncation, end token included."""
     # verbose=False: the tokenizer would warn of every long prompt by itself, in other words than ours.

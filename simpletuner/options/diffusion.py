@@ -34,6 +34,9 @@ class Diffusion(Section):
     flow_beta_schedule_beta: float = option(2.0, gt=0, advanced=True)
     """Beta of the beta distribution: a larger one draws less noise."""
 
+    distilled_guidance: float = option(1.0, ge=0, was=["flux_guidance_value"], advanced=True)
+    """Guidance that a model distilled from it, such as Flux, is told while it learns; 1 keeps the distillation as it is."""
+
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = option(None, advanced=True)
     """What a U-Net model answers: the noise, the velocity or the data. As the model's own scheduler says, if not given."""
 

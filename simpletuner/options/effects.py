@@ -66,7 +66,7 @@ IDLE = [
 ]
 
 
-FLOW = "flow_schedule_shift flow_schedule_auto_shift flow_sigmoid_scale flow_use_uniform_schedule flow_use_beta_schedule"
+FLOW = "flow_schedule_shift flow_schedule_auto_shift flow_sigmoid_scale flow_use_uniform_schedule flow_use_beta_schedule distilled_guidance"
 DENOISING = (
     "prediction_type rescale_betas_zero_snr snr_gamma offset_noise input_perturbation timestep_bias_strategy disable_segmented_timestep_sampling"
 )

@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from simpletuner.diffusion.flow import FlowMatching
-from simpletuner.diffusion.times import Beta, LogitNormal, Times, Uniform
 from simpletuner.errors import ConfigError
 from simpletuner.models.family import ModelFamily
+from simpletuner.models.flow import flow_matching
 from simpletuner.models.identity import digest_files
 from simpletuner.models.latents import Scaling, encode_posterior, scaling_of, stride_of
 from simpletuner.models.loading import load_network, random_network
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from simpletuner.diffusion.flow import FlowMatching
     from simpletuner.options.diffusion import Diffusion
     from simpletuner.types import Batch, Noised
 
@@ -128,15 +128,7 @@ class AuraFlow(ModelFamily):
         return denoiser
 
     def process(self, options: Diffusion) -> FlowMatching:
-        times: Times = LogitNormal(options.flow_sigmoid_scale)
-        if options.flow_use_uniform_schedule:
-            times = Uniform()
-        elif options.flow_use_beta_schedule:
-            times = Beta(options.flow_beta_schedule_alpha, options.flow_beta_schedule_beta)
-        if options.flow_schedule_auto_shift:
-            return FlowMatching(times, shift=None)
-        shift = self.defaults["flow_schedule_shift"] if options.flow_schedule_shift is None else options.flow_schedule_shift
-        return FlowMatching(times, shift)
+        return flow_matching(options, self.defaults["flow_schedule_shift"])
 
     def tokens(self, latents: Tensor) -> int:
         patch = self._denoiser_config["patch_size"]
