@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.models.clip import encode_last
-from simpletuner.models.text import TextEncoder, load_text_encoder
+from simpletuner.models.text import TextEncoder
 from simpletuner.models.unet import UNetFamily
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from simpletuner.options.diffusion import Diffusion
@@ -27,9 +26,6 @@ class StableDiffusion(UNetFamily):
     parts = ("text_encoder", "tokenizer", "vae", "unet", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "StableDiffusionPipeline"
-
-    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
-        return [load_text_encoder(self.source, device, dtype)]
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D)."""
@@ -47,10 +43,9 @@ class StableDiffusion(UNetFamily):
         return prediction
 
     def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
-        from diffusers import StableDiffusionPipeline
-
-        nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-        return StableDiffusionPipeline(vae=vae, unet=denoiser, scheduler=self.sampling_schedule(options), requires_safety_checker=False, **nothing)
+        return self.pipeline_around(
+            denoiser, vae, self.sampling_schedule(options), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
 
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"prompt_embeds": text["prompt"], "negative_prompt_embeds": negative["prompt"]}

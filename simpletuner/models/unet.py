@@ -6,36 +6,30 @@ Letters: B batch, C latent channels, H W pixels, h w latent pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.diffusion.denoising import Denoising, Offset, Perturbation, biased
 from simpletuner.errors import ConfigError
 from simpletuner.models.clip import TOKENS
-from simpletuner.models.family import ModelFamily
-from simpletuner.models.identity import digest_files
-from simpletuner.models.latents import Scaling, encode_posterior, scaling_of, stride_of
-from simpletuner.models.loading import load_network, random_network
 from simpletuner.models.text import TextEncoder, count_tokens
-from simpletuner.types import Size
+from simpletuner.models.usual import RELEASED_ALIGNMENT_PX, UsualFamily
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from simpletuner.options.diffusion import Diffusion
 
-RELEASED_ALIGNMENT_PX = 64
 PIPELINE_STEP_PX = 8
 """The pipelines of diffusers refuse sides that are no multiple of this."""
 
 
-class UNetFamily(ModelFamily):
+class UNetFamily(UsualFamily):
     """A family around UNet2DConditionModel. Text and the call itself are the family's own."""
 
     denoiser_folder = "unet"
+    denoiser_class = "UNet2DConditionModel"
     objective: ClassVar = "denoising"
     class_aliases: ClassVar = {
         "Attention": ("Attention",),
@@ -47,8 +41,6 @@ class UNetFamily(ModelFamily):
         "Upsample2D": ("Upsample2D",),
     }
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
-    text_parts: ClassVar[tuple[tuple[str, str], ...]]
-    """(encoder, tokenizer) of each text encoder."""
 
     # Before anything is loaded.
 
@@ -56,16 +48,13 @@ class UNetFamily(ModelFamily):
     def alignment_px(self) -> int:
         """64 for the released models; for a smaller one the step in which its U-Net halves sizes without rounding."""
         if self.source.is_released and not (self.source.is_replaced("unet") or self.source.is_replaced("vae")):
-            return RELEASED_ALIGNMENT_PX  # known without asking the hub
-        halvings = len(self._denoiser_config.get("block_out_channels", [0] * 4)) - 1
-        return min(RELEASED_ALIGNMENT_PX, math.lcm(self._step_px, stride_of(self._vae_config) * 2**halvings))
+            return RELEASED_ALIGNMENT_PX
+        halvings = len(self.denoiser_config.get("block_out_channels", [0] * 4)) - 1
+        return min(RELEASED_ALIGNMENT_PX, math.lcm(self.step_px, self.vae_stride * 2**halvings))
 
-    def check_size(self, size: Size) -> None:
-        if size.width % self._step_px or size.height % self._step_px:
-            raise ConfigError(
-                f"{size} is not a size that {self.source_name()} can take: both sides must be multiples of {self._step_px}",
-                hint=f"Set aspect_bucket_alignment to {self.alignment_px}, or leave it out.",
-            )
+    @property
+    def step_px(self) -> int:
+        return math.lcm(PIPELINE_STEP_PX, self.vae_stride)
 
     def notes(self) -> list[str]:
         found = super().notes()
@@ -75,9 +64,6 @@ class UNetFamily(ModelFamily):
 
     # Text.
 
-    def text_modules(self, encoders: Sequence[TextEncoder]) -> list[nn.Module]:
-        return [text.encoder for text in encoders]
-
     def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
         return count_tokens(encoders[0].tokenizer, prompts)
 
@@ -85,38 +71,10 @@ class UNetFamily(ModelFamily):
     def text_tokens(self) -> int:
         return TOKENS
 
-    def text_fingerprint(self, memo_folder: Path | None = None) -> str:
-        names = [name for pair in self.text_parts for name in pair]
-        files = {f"{name}/{file}": path for name in names for file, path in self.source.part(name).files().items()}
-        return digest_files(files, memo_folder)
-
     def pipeline_text_arguments(self) -> dict[str, Any]:
         return {}
 
-    # Latents.
-
-    def load_vae(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import AutoencoderKL
-
-        vae: nn.Module = load_network(AutoencoderKL, self.source.part("vae"), dtype).to(device)
-        return vae
-
-    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-        return encode_posterior(vae, pixels)
-
-    def scale_latents(self, raw: Tensor) -> Tensor:
-        return self._scaling.scale(raw)
-
     # Training.
-
-    def load_denoiser(self, dtype: torch.dtype, seed: int) -> nn.Module:
-        from diffusers import UNet2DConditionModel
-
-        part = self.source.part("unet")
-        denoiser: nn.Module = (
-            random_network(UNet2DConditionModel, part, dtype, seed) if self.starts_random else load_network(UNet2DConditionModel, part, dtype)
-        )
-        return denoiser
 
     def process(self, options: Diffusion) -> Denoising:
         schedule = self.training_schedule(options)
@@ -163,7 +121,7 @@ class UNetFamily(ModelFamily):
         changes = self.schedule_changes(options)
         if changes.get("rescale_betas_zero_snr"):
             changes["timestep_spacing"] = "trailing"  # the others never ask for the last step, where there is nothing but noise
-        return self.source.class_of("scheduler").from_config(self.source.part("scheduler").config(), **changes)
+        return self.sampler(**changes)
 
     def tokens(self, latents: Tensor) -> int:
         return int(latents.shape[-2] * latents.shape[-1])
@@ -172,24 +130,6 @@ class UNetFamily(ModelFamily):
         """Times in [0, 1] as the whole steps that the U-Net is told."""
         return (time * self._total_steps).round().long()
 
-    # What the configuration files say, each read once.
-
-    @cached_property
-    def _denoiser_config(self) -> Mapping[str, Any]:
-        return self.source.part("unet").config()
-
-    @cached_property
-    def _vae_config(self) -> dict[str, Any]:
-        return self.source.part("vae").config()
-
-    @cached_property
-    def _scaling(self) -> Scaling:
-        return scaling_of(self._vae_config, has_shift=False)
-
     @cached_property
     def _total_steps(self) -> int:
         return int(self.source.part("scheduler").config().get("num_train_timesteps", 1000))
-
-    @property
-    def _step_px(self) -> int:
-        return math.lcm(PIPELINE_STEP_PX, stride_of(self._vae_config))

@@ -16,7 +16,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def test_networks_come_frozen_in_evaluation_mode_and_in_the_wanted_precision(auraflow, dtype):
     family = auraflow()
 
-    for network in (family.load_denoiser(dtype, seed=0), family.load_vae(CPU, dtype), family.load_text_encoders(CPU, dtype).encoder):
+    for network in (family.load_denoiser(dtype, seed=0), family.load_vae(CPU, dtype), family.load_text_encoders(CPU, dtype)[0].encoder):
         assert not network.training
         assert {parameter.requires_grad for parameter in network.parameters()} == {False}
         assert {parameter.dtype for parameter in network.parameters()} == {dtype}

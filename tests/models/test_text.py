@@ -16,7 +16,7 @@ def pipeline(tiny):
 
 @pytest.fixture
 def encoders(auraflow):
-    return auraflow().load_text_encoders(torch.device("cpu"), torch.float32)
+    return auraflow().load_text_encoders(torch.device("cpu"), torch.float32)[0]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

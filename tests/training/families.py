@@ -16,6 +16,7 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.options.models import Models
 from tests.builders.auraflow import build_tiny_auraflow
 from tests.builders.flux import build_tiny_flux
+from tests.builders.sd3 import build_tiny_sd3
 from tests.builders.stable_diffusion import build_tiny_sd1, build_tiny_sdxl
 
 
@@ -32,6 +33,7 @@ TINY = {
     "auraflow": Tiny(build_tiny_auraflow, tokenizer_max_length=24),
     "sd1x": Tiny(build_tiny_sd1),
     "sdxl": Tiny(build_tiny_sdxl),
+    "sd3": Tiny(build_tiny_sd3, tokenizer_max_length=24),
     "flux": Tiny(build_tiny_flux, takes_negative=False, tokenizer_max_length=24),
 }
 

@@ -73,14 +73,16 @@ def test_every_family_is_held_to_this():
 def test_text_is_encoded_as_the_pipeline_does_it(name):
     captions = ["a cat", "", "a long caption " * 9]
     built = family(name)
-    arguments = {} if name in ("auraflow", "flux") else {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    arguments = {"auraflow": {}, "flux": {}, "sd3": {"prompt_2": captions, "prompt_3": captions}}.get(name, {"num_images_per_prompt": 1})
+    if name != "flux":
+        arguments["do_classifier_free_guidance"] = False
     ours = built.encode_text(built.load_text_encoders(CPU, torch.float32), captions)
 
     theirs = pipeline_of(name).encode_prompt(captions, device="cpu", **arguments, **built.pipeline_text_arguments())
 
     assert torch.equal(ours["prompt"], theirs[0])
     if "pooled" in ours:
-        assert torch.equal(ours["pooled"], theirs[{"sdxl": 2, "flux": 1}[name]])
+        assert torch.equal(ours["pooled"], theirs[{"sdxl": 2, "sd3": 2, "flux": 1}[name]])
 
 
 @torch.no_grad()
@@ -99,7 +101,7 @@ def test_training_calls_the_denoiser_as_a_sampling_step_of_the_pipeline_does(nam
     told = kwargs.get("timestep", args[1] if len(args) > 1 else None).float().reshape(-1)[:1]
     geometry = Geometry(Size(32, 48), Size(32, 48), Crop(0, 0, 32, 48))
     batch = Batch((Sample("pictures", "a.png", "00", geometry, ("a cat",)),), ("a cat",), {}, encoded)
-    noised = Noised(start if name == "flux" else seen, start, told if built.objective == "flow" else told / 1000, guidance=torch.ones(1))
+    noised = Noised(start if name == "flux" else seen, start, told if name in ("auraflow", "flux") else told / 1000, guidance=torch.ones(1))
 
     answer = built.predict(denoiser, noised, batch)
 

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.models.clip import encode_penultimate
-from simpletuner.models.text import TextEncoder, load_text_encoder
+from simpletuner.models.text import TextEncoder
 from simpletuner.models.unet import UNetFamily
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from simpletuner.options.diffusion import Diffusion
@@ -29,9 +28,6 @@ class StableDiffusionXL(UNetFamily):
     parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "unet", "scheduler")
     text_parts = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     pipeline_class = "StableDiffusionXLPipeline"
-
-    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
-        return [load_text_encoder(self.source, device, dtype, encoder, tokenizer) for encoder, tokenizer in self.text_parts]
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D), both encoders' states side by side, and `pooled` (B, P) of the second."""
@@ -56,11 +52,7 @@ class StableDiffusionXL(UNetFamily):
         return prediction
 
     def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
-        from diffusers import StableDiffusionXLPipeline
-
-        scheduler = self.sampling_schedule(options)
-        nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        return StableDiffusionXLPipeline(vae=vae, unet=denoiser, scheduler=scheduler, add_watermarker=False, **nothing)
+        return self.pipeline_around(denoiser, vae, self.sampling_schedule(options), add_watermarker=False)
 
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
         return {

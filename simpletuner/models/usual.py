@@ -1,0 +1,137 @@
+"""What nearly every family does alike: a KL autoencoder, a denoiser of one class of diffusers, text encoders in pairs with tokenizers.
+
+Letters: B batch, C latent channels, H W pixels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from simpletuner.errors import ConfigError
+from simpletuner.models.family import ModelFamily
+from simpletuner.models.identity import digest_files
+from simpletuner.models.latents import Scaling, encode_posterior, scaling_of, stride_of
+from simpletuner.models.loading import load_network, random_network
+from simpletuner.models.text import TextEncoder, load_text_encoder
+from simpletuner.types import Size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+RELEASED_ALIGNMENT_PX = 64
+"""Of pictures of a thousand pixels a side this makes a few dozen buckets; in most models' own 16 px there would be hundreds."""
+
+
+class UsualFamily(ModelFamily):
+    """A family in diffusers layout that states its classes; what it does otherwise it overrides."""
+
+    denoiser_class: ClassVar[str]
+    """The denoiser's class in diffusers."""
+    text_parts: ClassVar[Sequence[tuple[str, str]]]
+    """Folders of each text encoder and its tokenizer, in the order in which `encode_text` wants them."""
+    vae_has_shift: ClassVar[bool] = False
+    """Whether the pipeline undoes the VAE's `shift_factor` when it decodes."""
+
+    # Before anything is loaded.
+
+    @property
+    def alignment_px(self) -> int:
+        """64 for the released models, which is known without asking the hub; for others the step in which they take sizes."""
+        if self.source.is_released and not (self.source.is_replaced(self.denoiser_folder) or self.source.is_replaced("vae")):
+            return RELEASED_ALIGNMENT_PX
+        return self.step_px
+
+    @property
+    def step_px(self) -> int:
+        """Sides are multiples of this for the denoiser and its pipeline."""
+        raise NotImplementedError
+
+    @property
+    def longest_px(self) -> int | None:
+        """The longest side of which the denoiser knows positions; None if it knows any."""
+        return None
+
+    def check_size(self, size: Size) -> None:
+        if size.width % self.step_px or size.height % self.step_px:
+            raise ConfigError(
+                f"{size} is not a size that {self.source_name()} can take: both sides must be multiples of {self.step_px}",
+                hint=f"Set aspect_bucket_alignment to {self.alignment_px}, or leave it out.",
+            )
+        if self.longest_px is not None and max(size.width, size.height) > self.longest_px:
+            raise ConfigError(
+                f"{size} is too large for {self.source_name()}: it knows positions up to {self.longest_px} pixels a side",
+                hint="Lower resolution or validation_resolution, or crop to squarer pictures.",
+            )
+
+    # Text.
+
+    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
+        return [load_text_encoder(self.source, device, dtype, encoder, tokenizer) for encoder, tokenizer in self.text_parts]
+
+    def text_modules(self, encoders: Sequence[TextEncoder]) -> list[nn.Module]:
+        return [text.encoder for text in encoders]
+
+    def text_fingerprint(self, memo_folder: Path | None = None) -> str:
+        names = [name for pair in self.text_parts for name in pair]
+        files = {f"{name}/{file}": path for name in names for file, path in self.source.part(name).files().items()}
+        return f"{digest_files(files, memo_folder)} {self.text_tokens}"
+
+    # Latents.
+
+    def load_vae(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        from diffusers import AutoencoderKL
+
+        vae: nn.Module = load_network(AutoencoderKL, self.source.part("vae"), dtype).to(device)
+        return vae
+
+    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+        return encode_posterior(vae, pixels)
+
+    def scale_latents(self, raw: Tensor) -> Tensor:
+        return self._scaling.scale(raw)
+
+    # Training.
+
+    def load_denoiser(self, dtype: torch.dtype, seed: int) -> nn.Module:
+        import diffusers
+
+        kind, part = getattr(diffusers, self.denoiser_class), self.source.part(self.denoiser_folder)
+        denoiser: nn.Module = random_network(kind, part, dtype, seed) if self.starts_random else load_network(kind, part, dtype)
+        return denoiser
+
+    # Looking.
+
+    def pipeline_around(self, denoiser: nn.Module, vae: nn.Module, scheduler: Any, **parts: Any) -> Any:
+        """The family's pipeline with these parts and no text encoders."""
+        import diffusers
+
+        nothing = dict.fromkeys(name for pair in self.text_parts for name in pair)
+        kind = getattr(diffusers, self.pipeline_class)
+        return kind(vae=vae, scheduler=scheduler, **{self.denoiser_folder: denoiser}, **nothing, **parts)
+
+    def sampler(self, **changes: Any) -> Any:
+        """The scheduler that the model came with, with changes to its configuration."""
+        return self.source.class_of("scheduler").from_config(self.source.part("scheduler").config(), **changes)
+
+    # What the configuration files say, each read once.
+
+    @cached_property
+    def denoiser_config(self) -> Mapping[str, Any]:
+        return self.source.part(self.denoiser_folder).config()
+
+    @cached_property
+    def vae_config(self) -> dict[str, Any]:
+        return self.source.part("vae").config()
+
+    @property
+    def vae_stride(self) -> int:
+        """Pixels to a latent pixel."""
+        return stride_of(self.vae_config)
+
+    @cached_property
+    def _scaling(self) -> Scaling:
+        return scaling_of(self.vae_config, self.vae_has_shift)
