@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -116,6 +116,15 @@ class Console:
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(escape(name), escape(value))
+        self.rich.print(table)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows under headings: the first column to the left, figures to the right."""
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+        for number, name in enumerate(columns):
+            table.add_column(escape(name), justify="right" if number else "left", overflow="fold" if number == 0 else "ellipsis")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
         self.rich.print(table)
 
     @contextmanager

@@ -57,11 +57,15 @@ class Sample:
     name: str
     """Its path inside the backend, with forward slashes; never absolute."""
     content: str
-    """Digest of the image's bytes."""
+    """Digest of the image's bytes; empty until they are first read whole, and then known to the ContentBook."""
     geometry: Geometry
     captions: tuple[str, ...]
     """Alternatives; one is chosen at each draw. Never empty: ("",) is an image without a caption."""
     is_regularisation: bool = False
+    fingerprint: str = ""
+    """Digest of the file's size and first bytes, known without reading it whole: what a resume compares."""
+    crops: int = 1
+    """Random crops that are drawn in turn; 0 is a fresh one at each draw. `geometry` holds the first."""
 
     @property
     def id(self) -> str:

@@ -74,5 +74,6 @@ def check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str,
         if found[name].shape != tensor.shape:
             raise ConfigError(
                 f"{name} in {path} has shape {list(found[name].shape)}, this adapter wants {list(tensor.shape)}",
-                hint="Train with the rank, factor and targets that the file was made with.",
+                hint="Train with the rank, factor and targets that the file was made with; for others choose another output_dir, or begin anew with "
+                "--resume_from_checkpoint= (empty).",
             )

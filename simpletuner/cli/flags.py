@@ -30,6 +30,10 @@ def read_flags(words: Sequence[str], named: Collection[str], switches: Collectio
     """
     found, rest = read_words(words)
     if rest:
+        before = words[words.index(rest[0]) - 1] if rest[0] in words else ""
+        option = declared().get(before.lstrip("-")) if before.startswith("--") else None
+        if option is not None:
+            raise ConfigError(f"{before} is to be {option.rule}, not {rest[0]!r}", hint=f"`simpletuner options {option.key}` explains it.")
         raise ConfigError(f"{rest[0]!r} is neither a flag nor name=value", hint="Flags look like --learning_rate 1e-4; --help lists them.")
     for setting in found:
         if setting.key not in named and setting.key not in declared() and setting.key not in spellings() and notice(setting.key, "") is None:

@@ -13,6 +13,7 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.models.source import is_local
 from simpletuner.optim import catalogue, notes
 from simpletuner.options.load import DEFAULT, Loaded
+from simpletuner.options.memory import WEIGHTS
 from simpletuner.options.option import options_of
 from simpletuner.options.train_config import SECTIONS, TrainConfig
 from simpletuner.options.validation import Validation
@@ -44,7 +45,7 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
     console.say()
     for note in (*loaded.notes, *family.notes(), *notes.notes(config.optim), *plan.notes):
         console.say(f"note: {note}")
-    console.say("\nNothing was loaded or written. Without --dry-run this would train.")
+    console.say("\nNothing was loaded or written, and no picture was opened: `simpletuner dataset check` does that. Without --dry-run this trains.")
 
 
 def show_options(loaded: Loaded, console: Console, *, lists_all: bool) -> None:
@@ -98,7 +99,7 @@ def parts_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
     models, memory, kind = config.models, config.memory, kind_of(config.adapters)
     replaced = models.pretrained_unet_model_name_or_path or models.pretrained_transformer_model_name_or_path
     precision = "" if memory.base_model_precision == "no_change" else f", quantised to {memory.base_model_precision}"
-    how = "random weights" if family.starts_random else f"weights in {memory.mixed_precision}{precision}"
+    how = "random weights" if family.starts_random else f"weights in {WEIGHTS[memory.mixed_precision]}{precision}"
     adapter = "all weights"
     if kind == "lycoris":
         read = read_lycoris(config.adapters.lycoris_config)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from simpletuner.console import Bar
 from simpletuner.data.captions import decode
-from simpletuner.errors import DatasetError
+from simpletuner.data.keys import tidy
+from simpletuner.errors import DatasetError, choose
 from simpletuner.types import Size
+
+Secret = SecretStr
+"""Type of a key that no message, report or file may show."""
+OpenBar = Callable[[int], AbstractContextManager[Bar]]
+"""Opens a bar for so many pieces of work."""
 
 
 class EntryOptions(BaseModel):
@@ -37,6 +47,37 @@ class AspectWeight(BaseModel):
 
     aspect: float = Field(gt=0)
     weight: float = Field(gt=0)
+
+
+class Block(BaseModel):
+    """Keys in braces inside an entry, such as `parquet`."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unknown_keys_are_refused(cls, value: Any) -> Any:
+        unknown = [key for key in value if key not in cls.model_fields] if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError("; ".join(f"unknown key {key!r}; {choose(key, cls.model_fields, 'keys of this block')}" for key in unknown))
+        return value
+
+
+class CaptionShuffle(Block):
+    """How versions of captions are made: for `enable` itself, and for `caption_tag_dropout` and `caption_wildcards` beside it."""
+
+    enable: bool = True
+    """Put the tags of a caption in another order."""
+    count: int | None = Field(default=None, ge=1, le=10_000)
+    """Versions made of each caption besides the original; by default 1, or 4 with tag dropout or wildcards."""
+    seed: int = 0
+    """Another seed makes other versions. It is not the run's: runs of several seeds share their embeddings."""
+    split_on: Literal["comma", "space", "period"] = "comma"
+    """What stands between two tags."""
+    position_start: int = Field(default=0, ge=0)
+    """Tags at the front that are neither moved nor dropped."""
+    include_original: bool = True
+    """Show the caption in its own order and with all its tags too."""
 
 
 class DatasetOptions(EntryOptions):
@@ -64,6 +105,8 @@ class DatasetOptions(EntryOptions):
     """Shape of the picture: `square` (default), the image's own, or from `crop_aspect_buckets` the closest or a random one."""
     crop_aspect_buckets: tuple[float | AspectWeight, ...] = ()
     """Aspects, width over height, for `closest` and `random`; `{"aspect": 0.75, "weight": 0.5}` to weigh them."""
+    crops_per_image: int = Field(default=1, ge=1)
+    """With `crop_style` random: so many crops of each image are cached and shown in turn, draw by draw."""
     caption_strategy: str | None = None
     """Where captions come from: `filename`, `textfile` or `instanceprompt`."""
     instance_prompt: tuple[str, ...] | None = None
@@ -74,10 +117,24 @@ class DatasetOptions(EntryOptions):
     """Use `instance_prompt` whatever the strategy."""
     disable_multiline_split: bool = False
     """Take a caption file as one caption instead of one alternative a line."""
+    caption_shuffle: CaptionShuffle | None = None
+    """Train each caption in several versions, with its tags in other orders."""
+    caption_tag_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a version of a caption lacks a tag."""
+    caption_wildcards: bool = False
+    """Take `{a|b}` in a caption as a choice."""
     repeats: int = Field(default=0, ge=0)
     """How often more each image is seen in an epoch; 0 is once."""
     probability: float = Field(default=1.0, gt=0)
     """Weight of this dataset when the next batch is drawn."""
+    start_epoch: int = Field(default=1, ge=1)
+    """First epoch in which this dataset takes part; epochs count from 1."""
+    end_epoch: int | None = Field(default=None, ge=1)
+    """Last epoch in which it takes part."""
+    start_step: int = Field(default=0, ge=0)
+    """Optimizer steps that pass before it takes part."""
+    end_step: int | None = Field(default=None, ge=1)
+    """Last optimizer step in which it takes part."""
     max_num_samples: int | None = Field(default=None, gt=0)
     """Use so many images at most: always the same ones, chosen by their names."""
     train_batch_size: int | None = Field(default=None, gt=0)
@@ -89,10 +146,24 @@ class DatasetOptions(EntryOptions):
     text_embeds: str | None = None
     """Id of a `text_embeds` entry."""
 
+    @property
+    def knows_captions(self) -> bool:
+        """Whether the place itself says captions (`Entry.captions`), so that a strategy of `captions.STRATEGIES` may take them."""
+        return False
+
+    def problems(self) -> Iterator[str]:
+        """Say what is wrong between keys of this place."""
+        yield from ()
+
     @field_validator("instance_prompt", mode="before")
     @classmethod
     def _one_prompt_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("caption_shuffle", mode="before")
+    @classmethod
+    def _true_is_a_block(cls, value: Any) -> Any:
+        return tidy(value) if isinstance(value, dict) else {"enable": value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +204,20 @@ class DataBackend(ABC):
     def missing(self) -> str | None:
         """Say what is wrong with the place itself, or None. Called before anything is loaded, for all datasets."""
 
+    def prepare(self, bar: OpenBar) -> tuple[str, ...]:
+        """Fetch what must be here before `list`. Called by one process alone; the others list what it fetched.
+
+        Args:
+            bar: opens a bar for so many files; called only if some must be fetched.
+
+        Returns:
+            Lines to say aloud.
+
+        Raises:
+            DatasetError: nothing can be fetched, e.g. the folder for it cannot be written.
+        """
+        return ()
+
     @abstractmethod
     def list(self) -> Iterator[Entry]:
         """Give every file, sorted by name, hidden ones left out.
@@ -148,6 +233,14 @@ class DataBackend(ABC):
         Raises:
             DatasetError: no such file, or it lies outside the place, or it cannot be read.
         """
+
+    def read_head(self, name: str, count: int) -> bytes:
+        """Give the first `count` bytes of a file, or all of it: where it is shorter, and where the place cannot read less.
+
+        Raises:
+            DatasetError: as `read` does.
+        """
+        return self.read(name)
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -170,3 +263,34 @@ def check_name(name: str) -> PurePosixPath:
             f"{name!r} is no file name inside a dataset", hint="Names are relative to the dataset, with forward slashes and without '..'."
         )
     return path
+
+
+def refused(name: str, rule: str = "outside") -> Entry:
+    """List a file that is never read, under a name that leads nowhere.
+
+    Args:
+        name: as the place has it.
+        rule: the one by which it is left out.
+    """
+    parts = (part.replace("..", "__").replace("\0", "") for part in PurePosixPath(readable(name)).parts)
+    return Entry("/".join(part for part in parts if part.strip("/\\")) or "no name", 0, 0, fault=rule)
+
+
+def without_secrets(url: str) -> str:
+    """An address without user name and password, and without its query, which may hold a signature."""
+    return re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", url)[0])
+
+
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def stamp(*facts: object) -> int:
+    """Give a number for `Entry.modified_ns` where a place tells no time: it changes with any of these facts."""
+    text = "\0".join(str(fact) for fact in facts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1  # SQLite's integers have a sign
+
+
+def readable(name: str) -> str:
+    """Give a name that can be printed and stored; bytes that are no text become question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")

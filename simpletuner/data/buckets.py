@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from simpletuner.data.window import ALWAYS, Window
 from simpletuner.errors import DatasetError
 from simpletuner.types import Sample, Size
 
@@ -28,6 +29,8 @@ class Group:
     """Share of its batches that an epoch takes; 2.0 takes them twice."""
     batch_size: int | None = None
     """Its own, instead of the run's."""
+    window: Window = ALWAYS
+    """When it takes part."""
 
 
 @dataclass(frozen=True, slots=True)

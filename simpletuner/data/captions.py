@@ -6,6 +6,10 @@ import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from posixpath import basename, splitext
+
+SEPARATOR = "\x1e"
+"""Between the captions of one image where they are kept as one text: a control character that stands for just that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Strategy:
     sidecar: str | None = None
     """Suffix of the text file beside each image, without which the image is skipped."""
     needs_prompt: bool = False
+    is_of_place: bool = False
+    """Whether it takes the captions that the place itself knows, joined by `SEPARATOR`; an image without any is skipped."""
 
 
 def captions_of(rule: CaptionRule, name: str, text: str = "") -> tuple[str, ...]:
@@ -61,7 +67,7 @@ def sidecar_of(rule: CaptionRule, name: str) -> str | None:
 
 def from_filename(rule: CaptionRule, name: str, text: str) -> tuple[str, ...]:
     """`a_photo_of_a_cat.png` is "a photo of a cat"; the folder does not matter."""
-    caption = PurePosixPath(name).stem.replace("_", " ").strip()
+    caption = splitext(basename(name))[0].replace("_", " ").strip()
     return (caption,) if caption else ()
 
 
@@ -78,10 +84,16 @@ def from_prompt(rule: CaptionRule, name: str, text: str) -> tuple[str, ...]:
     return rule.instance_prompts
 
 
+def from_place(rule: CaptionRule, name: str, text: str) -> tuple[str, ...]:
+    """Each caption that a column, a table or a shard has for the image is an alternative."""
+    return tuple(caption for part in text.split(SEPARATOR) if (caption := part.strip()))
+
+
 STRATEGIES: dict[str, Strategy] = {
     "filename": Strategy(from_filename),
     "textfile": Strategy(from_text, sidecar=".txt"),
     "instanceprompt": Strategy(from_prompt, needs_prompt=True),
+    **dict.fromkeys(("parquet", "jsonl", "csv", "huggingface", "webdataset"), Strategy(from_place, is_of_place=True)),
 }
 
 

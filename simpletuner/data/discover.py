@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 
 from PIL import Image
 
 from simpletuner.console import Console
-from simpletuner.data.backend import DataBackend, Entry
-from simpletuner.data.captions import captions_of, sidecar_of
+from simpletuner.data.backend import DataBackend, Entry, stamp
+from simpletuner.data.captions import SEPARATOR, STRATEGIES, CaptionRule, captions_of, sidecar_of
+from simpletuner.data.crops import crop_seed
 from simpletuner.data.faults import FOREIGN_SUFFIXES, RULES, SUFFIXES, TRAITS
 from simpletuner.data.geometry import fit, refusal
 from simpletuner.data.index import Changes, Index, Seen, open_index
@@ -26,6 +29,7 @@ HINTS = {
     "too small": "Lower minimum_image_size, or set it to 0 to keep them all.",
     "aspect": "Widen minimum_aspect_ratio and maximum_aspect_ratio.",
     "no caption": "Put a .txt file of the same name beside each image, or set caption_strategy to filename or instanceprompt.",
+    "not fetched": "Check the addresses and the network; what is broken is said above.",
     "unsupported": "Convert them to JPEG, PNG or WebP.",
 }
 """What to do when a rule leaves nothing."""
@@ -45,6 +49,8 @@ class Discovery:
     """Images that are new, changed or gone since this dataset was last looked at."""
     caption_changes: Changes
     """The same for caption files."""
+    settings: tuple[str, ...] = ()
+    """Settings of the pictures that are other than they were last time."""
 
 
 def discover(dataset: ImageDataset, index_folder: Path, seed: int, console: Console) -> Discovery:
@@ -53,7 +59,7 @@ def discover(dataset: ImageDataset, index_folder: Path, seed: int, console: Cons
     Args:
         dataset: one of the plan.
         index_folder: where its index is kept, as `<id>.sqlite`.
-        seed: of the run; random crops depend on it and on the image's bytes.
+        seed: of the run; random crops depend on it and on the sample's id.
         console: shows a bar while files are read.
 
     Raises:
@@ -62,27 +68,32 @@ def discover(dataset: ImageDataset, index_folder: Path, seed: int, console: Cons
     # `faults.LIMIT_PX` is our limit; Pillow's advice at half of it would tell the user about images that are fine.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     backend = dataset.open()
-    entries = list(backend.list())
+    fetched = backend.prepare(lambda total: console.bar(f"fetch {dataset.id}", total, "files")) if console.is_main else ()
+    entries = sorted(backend.list(), key=lambda entry: entry.name)
     skipped: dict[str, list[str]] = {rule: [] for rule in RULES}
     images = candidates(entries, skipped)
     with open_index(index_folder / f"{dataset.id}.sqlite") as index:
-        seen, changes = index.images(images, backend.read, lambda total: console.bar(f"index {dataset.id}", total))
-        kept = [name for name in seen if not leave_out(dataset, name, seen[name], skipped)]
+        changes, unreadable = index.refresh(images, backend, lambda total: console.bar(f"index {dataset.id}", total))
+        skipped["unreadable"] += unreadable
+        closed = frozenset(unreadable)
+        kept = [name for name, seen in index.images() if name not in closed and not leave_out(dataset, name, seen, skipped)]
         captions = find_captions(dataset, backend, index, kept, entries, skipped, console)
-    drawn = draw(dataset, list(captions.by_name), skipped)
-    left_out = {rule: tuple(names) for rule, names in skipped.items() if names}
-    if not drawn:
-        raise nothing_left(dataset, backend, entries, left_out)
-    samples = tuple(assemble(dataset, seen, captions.by_name, drawn, seed))
-    notes = (*skip_notes(left_out), *kept_notes(samples, seen), *captions.notes)
-    return Discovery(samples, left_out, tuple(f"dataset {dataset.id!r}: {note}" for note in notes), changes, captions.changes)
+        drawn = draw(dataset, list(captions.by_name), skipped)
+        left_out = {rule: tuple(names) for rule, names in skipped.items() if names}
+        if not drawn:
+            raise nothing_left(dataset, backend, entries, left_out)
+        traits: Counter[str] = Counter()
+        samples = tuple(assemble(dataset, index.images(), captions.by_name, drawn, seed, traits))
+        settings = index.settings(settings_of(dataset, seed))
+    notes = (*fetched, *skip_notes(left_out), *kept_notes(samples, traits), *captions.notes)
+    return Discovery(samples, left_out, tuple(f"dataset {dataset.id!r}: {note}" for note in notes), changes, captions.changes, tuple(settings))
 
 
 def candidates(entries: Iterable[Entry], skipped: dict[str, list[str]]) -> list[Entry]:
     """Give the files to look at as images, and note those that are not even opened."""
     found = []
     for entry in entries:
-        suffix = PurePosixPath(entry.name).suffix.lower()
+        suffix = splitext(entry.name)[1].lower()
         if entry.fault is not None:
             skipped[entry.fault].append(entry.name)
         elif suffix in FOREIGN_SUFFIXES:
@@ -121,9 +132,11 @@ def find_captions(
 ) -> Captions:
     """Give the captions of each image; one that lacks its caption file is left out."""
     rule = dataset.captions
+    if STRATEGIES[rule.strategy].is_of_place:
+        return told_captions(dataset, index, names, entries, skipped, console)
     sidecars = {name: sidecar for name in names if (sidecar := sidecar_of(rule, name)) is not None}
     if not sidecars:
-        return Captions({name: captions_of(rule, name) for name in names}, Changes(), ())
+        return Captions({name: captions_of(rule, name) for name in names}, Changes(), unread_texts(rule, names, entries))
     wanted = set(sidecars.values())
     files = [entry for entry in entries if entry.name in wanted and entry.fault is None]
     texts, changes = index.texts(files, backend.read_text, lambda total: console.bar(f"captions {dataset.id}", total, "files"))
@@ -137,6 +150,25 @@ def find_captions(
     return Captions(by_name, changes, tuple(notes))
 
 
+def unread_texts(rule: CaptionRule, names: Sequence[str], entries: Iterable[Entry]) -> tuple[str, ...]:
+    """Say that there are caption files which the strategy does not read."""
+    texts = {entry.name for entry in entries if entry.name.endswith(".txt")}
+    beside = [name for name in names if splitext(name)[0] + ".txt" in texts] if texts else []
+    return (f"{listing(beside)} have a .txt that is not read: caption_strategy is {rule.strategy}, not textfile",) if beside else ()
+
+
+def told_captions(
+    dataset: ImageDataset, index: Index, names: Sequence[str], entries: Iterable[Entry], skipped: dict[str, list[str]], console: Console
+) -> Captions:
+    """Give the captions that the place itself knows; an image without any is left out. The index keeps them to tell what changed."""
+    wanted = set(names)
+    told = {entry.name: SEPARATOR.join(entry.captions) for entry in entries if entry.captions and entry.name in wanted}
+    files = [Entry(name, len(text), stamp(text)) for name, text in told.items()]
+    _, changes = index.texts(files, lambda name: (told[name], "utf-8"), lambda total: console.bar(f"captions {dataset.id}", total, "files"))
+    skipped["no caption"] += [name for name in names if name not in told]
+    return Captions({name: captions_of(dataset.captions, name, text) for name, text in told.items()}, changes, ())
+
+
 def draw(dataset: ImageDataset, names: list[str], skipped: dict[str, list[str]]) -> list[str]:
     """Keep `max_num_samples` images: those whose names hash lowest, so that most stay when others are added."""
     limit = dataset.max_num_samples
@@ -148,34 +180,74 @@ def draw(dataset: ImageDataset, names: list[str], skipped: dict[str, list[str]])
 
 
 def assemble(
-    dataset: ImageDataset, seen: Mapping[str, Seen], captions: Mapping[str, tuple[str, ...]], names: Iterable[str], seed: int
+    dataset: ImageDataset,
+    images: Iterator[tuple[str, Seen]],
+    captions: Mapping[str, tuple[str, ...]],
+    names: Iterable[str],
+    seed: int,
+    traits: Counter[str],
 ) -> Iterator[Sample]:
-    """Make the samples; without a random crop, images of one size share one geometry."""
-    shared: dict[Size, Geometry] = {}
+    """Make the samples; without a random crop, images of one size share one geometry.
+
+    Args:
+        images: all of the index, sorted by name, as `names` are.
+        traits: counts what is done to the images.
+    """
+    shared: dict[tuple[int, int], Geometry] = {}
+    rule = dataset.geometry
     for name in names:
-        image = seen[name]
-        original = Size(image.header.width, image.header.height)
-        if dataset.geometry.is_random:
-            geometry = fit(original, dataset.geometry, seed_from("crop", seed, image.content))
-        elif (known := shared.get(original)) is not None:
-            geometry = known
-        else:
-            geometry = shared[original] = fit(original, dataset.geometry, random=0)
-        yield Sample(dataset.id, name, image.content, geometry, captions[name], dataset.is_regularisation)
+        image = next(seen for other, seen in images if other == name)
+        header = image.header
+        if header.traits:
+            traits.update(header.traits)
+        geometry = None if rule.is_random else shared.get((header.width, header.height))
+        if geometry is None:
+            geometry = fit(Size(header.width, header.height), rule, crop_seed(seed, dataset.id, name))
+            shared[header.width, header.height] = geometry
+        yield Sample(
+            dataset.id,
+            name,
+            image.content,
+            geometry,
+            captions[name],
+            dataset.is_regularisation,
+            image.fingerprint,
+            rule.crops if rule.crop_style == "random" else 1,
+        )
+
+
+def settings_of(dataset: ImageDataset, seed: int) -> dict[str, str]:
+    """What decides the pictures and words of a dataset besides its files, as users write it."""
+    rule = dataset.geometry
+    return {
+        "resolution": str(rule.resolution),
+        "aspect_bucket_alignment": str(rule.alignment_px),
+        "aspect_bucket_rounding": str(rule.aspect_decimals),
+        "crop": f"{rule.crop_aspect} {rule.crop_style}" if rule.is_cropped else "off",
+        "crop_aspect_buckets": ", ".join(f"{float(choice.aspect):g} ({float(choice.weight):g})" for choice in rule.choices) or "none",
+        "crops_per_image": str(rule.crops),
+        "seed of crops": str(seed) if rule.is_random else "none",
+        "minimum_image_size": str(rule.minimum or "none"),
+        "maximum_image_size": str(rule.maximum or "none"),
+        "target_downsample_size": str(rule.target or "none"),
+        "aspect ratios": f"{rule.minimum_aspect or 0:g} to {rule.maximum_aspect or math.inf:g}",
+        "captions": dataset.caption_rules,
+        "max_num_samples": str(dataset.max_num_samples or "all"),
+    }
 
 
 def skip_notes(skipped: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{listing(names)} skipped, {rule}: {RULES[rule]}" for rule, names in skipped.items()]
 
 
-def kept_notes(samples: Iterable[Sample], seen: Mapping[str, Seen]) -> list[str]:
-    """Say what is done to images besides resizing and cropping, and which are enlarged."""
-    counts: Counter[str] = Counter()
-    enlarged = 0
-    for sample in samples:
-        counts.update(seen[sample.name].header.traits)
-        enlarged += sample.geometry.resized.width > sample.geometry.original.width
-    notes = [f"{counts[trait]} {trait}: {what}" for trait, what in TRAITS.items() if counts[trait]]
+def kept_notes(samples: Iterable[Sample], counts: Mapping[str, int]) -> list[str]:
+    """Say what is done to images besides resizing and cropping, and how many are enlarged.
+
+    Args:
+        counts: trait to images that have it.
+    """
+    enlarged = sum(sample.geometry.resized.width > sample.geometry.original.width for sample in samples)
+    notes = [f"{counts[trait]} {trait}: {what}" for trait, what in TRAITS.items() if counts.get(trait)]
     if enlarged:
         notes.append(f"{enlarged} enlarged: smaller than their training picture (minimum_image_size leaves such images out)")
     return notes

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from simpletuner.console import Bar
 from simpletuner.data.row_encoder import Row, RowEncoder, is_finite
-from simpletuner.data.store import DamagedEntry, Store, WriteBehind, key_of
+from simpletuner.data.store import DamagedEntry, Store, key_of
+from simpletuner.data.write_behind import WriteBehind
 from simpletuner.errors import DatasetError
 
 CODE_VERSION = 1

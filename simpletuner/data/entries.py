@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simpletuner.data.keys import tidy
+from simpletuner.data.keys import SECRET, tidy
 from simpletuner.errors import ConfigError, choose
 from simpletuner.relaxed_json import load_relaxed
 
@@ -77,8 +77,12 @@ def id_fault(name: str) -> str | None:
 
 def fill(value: Any, variables: Mapping[str, str], where: str, findings: Findings) -> Any:
     """Replace `{model_family}`, `{output_dir}`, `{id}`, `{example}` and `{env:NAME}` in strings; other braces stay as they are."""
+    if isinstance(value, list) and where.endswith("caption_filter_list"):  # braces in a regular expression count
+        return value
     if isinstance(value, list):
         return [fill(each, variables, where, findings) for each in value]
+    if isinstance(value, dict):
+        return {key: fill(each, variables, f"{where}.{key}", findings) for key, each in value.items()}
     if not isinstance(value, str):
         return value
 
@@ -88,7 +92,8 @@ def fill(value: Any, variables: Mapping[str, str], where: str, findings: Finding
         if found is not None:
             return found
         if is_environment:
-            findings.problems.append(f"{where} is {value!r}, but the environment has no variable {name}")
+            written = match.group() if where.endswith(tuple(SECRET)) else value
+            findings.problems.append(f"{where} is {written!r}, but the environment has no variable {name}")
         elif not where.endswith("instance_prompt"):  # braces in a prompt are the user's own
             findings.problems.append(f"{where} is {value!r}; {choose(name, [*variables, 'env:NAME'], 'placeholders')}")
         return match.group()

@@ -27,6 +27,8 @@ CHECKED_BY_BYTES = ("JPEG", "MPO", "PNG", "WEBP")
 """Formats of which damage shows without decoding; of the others, the first frame is decoded when an image is first seen."""
 LIMIT_PX = 2 * 89_478_485
 """Pixels from which Pillow refuses an image as a decompression bomb."""
+LIMIT_BYTES = 2**30
+"""Bytes from which on a file is not fetched or unpacked from elsewhere: more than a sane picture of `LIMIT_PX` pixels has."""
 
 RULES = {
     "zero-byte": "the file is empty",
@@ -35,10 +37,12 @@ RULES = {
     "unsupported": f"a format or pixel type that is not read ({', '.join(FORMATS)} are, with 8 or 16 bits a channel)",
     "huge": f"{LIMIT_PX:,} pixels or more",
     "unreadable": "the file cannot be opened",
-    "outside": "a link that leads out of the dataset's folder, or nowhere",
+    "outside": "a link or name that leads out of the dataset, or nowhere",
+    "too many bytes": f"{LIMIT_BYTES:,} bytes or more",
+    "not fetched": "its address could not be read; tried again at the next start",
     "too small": "under minimum_image_size",
     "aspect": "outside minimum_aspect_ratio to maximum_aspect_ratio",
-    "no caption": "it has no caption file",
+    "no caption": "it has no caption file, or the table, column or shard has none for it",
     "not drawn": "beyond max_num_samples",
 }
 """Why an image is skipped. None is ever deleted."""
@@ -95,6 +99,46 @@ def look(data: bytes, name: str) -> Header:
         raise
     except Exception as error:  # damaged bytes make Pillow's readers fail with nearly any error
         return Header(fault="truncated" if "truncated" in str(error).lower() else diagnose(data, name))
+
+
+def glance(head: bytes, size_bytes: int) -> Header | None:
+    """Read an image's header from the first bytes of its file; None if these do not tell, so that the whole file must be read.
+
+    What only the whole file shows is left to `look` when that is read anyway: damage behind the header, the further frames
+    of a GIF, and an EXIF orientation that stands behind the picture of a PNG.
+    """
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return glance_webp(head, size_bytes)
+    if not head.startswith((b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")):
+        return None
+    try:
+        with open_image(head) as image:
+            if image.mode not in MODES and not is_16_bit(image, head):
+                return Header(fault="unsupported")
+            turn = orientation(image, head)
+            width, height = image.size if turn < 5 else (image.size[1], image.size[0])
+            return Header(width, height, tuple(traits_of(image, head, turn)))
+    except Image.DecompressionBombError:
+        return Header(fault="huge")
+    except MemoryError:
+        raise
+    except Exception:  # the header goes on behind these bytes, or is damaged; the whole file will tell
+        return None
+
+
+def glance_webp(head: bytes, size_bytes: int) -> Header | None:
+    """Do so for WebP, of which Pillow wants the whole file. Layout: RFC 9649, sections 2.5 to 2.7."""
+    if size_bytes < 8 + struct.unpack("<I", head[4:8])[0]:
+        return Header(fault="truncated")
+    kind, body = head[12:16], head[20:30]
+    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", body[6:10])
+        return Header(width & 0x3FFF, height & 0x3FFF)
+    if kind == b"VP8L" and body[0] == 0x2F:
+        bits = struct.unpack("<I", body[1:5])[0]
+        traits = ("alpha",) if bits >> 28 & 1 else ()
+        return Header((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, traits)
+    return None  # VP8X: animation, transparency, profile or EXIF, which may stand at the end
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -72,6 +72,8 @@ class GeometryRule:
     target: Measure | None = None
     minimum_aspect: float | None = None
     maximum_aspect: float | None = None
+    crops: int = 1
+    """With `crop_style` random: crops of an image that are drawn in turn; 0 is a fresh one at each draw."""
 
     @property
     def is_random(self) -> bool:
@@ -83,7 +85,8 @@ class GeometryRule:
         if not self.is_cropped:
             return f"{size}; whole picture"
         before = f" after {self.target} if over {self.maximum}" if self.maximum is not None else ""
-        return f"{size}; crop {self.crop_aspect}, {self.crop_style}{before}"
+        kept = f", {self.crops} places an image" if self.crops > 1 and self.crop_style == "random" else ""
+        return f"{size}; crop {self.crop_aspect}, {self.crop_style}{kept}{before}"
 
 
 def fit(original: Size, rule: GeometryRule, random: int) -> Geometry:

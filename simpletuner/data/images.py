@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from PIL import Image, ImageCms
-from torch import Tensor
 
 from simpletuner.data.faults import foreign_profile, is_16_bit, open_image, orientation
 from simpletuner.errors import DatasetError
 from simpletuner.types import Geometry, Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,6 +40,8 @@ def read_pixels(data: bytes, geometry: Geometry, name: str) -> Tensor:
     Raises:
         DatasetError: the bytes are damaged, or of another size than when the image was indexed.
     """
+    import torch  # here, so that who only wants images waits for no torch
+
     image = decode_rgb(data, name)
     if Size(*image.size) != geometry.original:
         raise DatasetError(

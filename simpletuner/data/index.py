@@ -1,46 +1,51 @@
 """What is known of a dataset's files, kept in one file: a second start opens only what changed.
 
-A row is trusted while its file has the same size and time of change. Work is written down every second, so an
-interrupted start loses no more than that. The file lies in the cache folder, never beside the user's images.
+A row is trusted while its file has the same size and time of change. The first look reads an image's header alone; the digest
+of all its bytes is written down when they are first read whole, which is when its latents are made (see `contents.py`).
+Work is written down every second, so an interrupted start loses no more than that. The file lies in the cache folder, never
+beside the user's images. Rows are read one after another, so that a million of them need no memory here.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import os
+import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import PIL
 
 from simpletuner.console import Bar
-from simpletuner.data.backend import Entry
-from simpletuner.data.faults import Header, look
+from simpletuner.data.backend import DataBackend, Entry
+from simpletuner.data.examine import examined
+from simpletuner.data.faults import Header, glance, look
 from simpletuner.errors import DatasetError, MemoryLimitError
 
-VERSION = 1
+VERSION = 2
 """Raised when what is kept, or how it is found out, changes; an index of another version is made anew."""
 COMMIT_SECONDS = 1.0
 LOCK_SECONDS = 120.0
-CHUNK = 256
+HEAD_BYTES = 16_384
+"""Read of each image first; nearly all headers end in it."""
+LONG_HEAD_BYTES = 262_144
+"""Read next: previews and colour profiles may stand before the size."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
-    name TEXT PRIMARY KEY, size_bytes INT, modified_ns INT, content TEXT, width INT, height INT, traits TEXT, fault TEXT
+    name TEXT PRIMARY KEY, size_bytes INT, modified_ns INT,
+    fingerprint TEXT, content TEXT, width INT, height INT, traits TEXT, fault TEXT
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, size_bytes INT, modified_ns INT, text TEXT, encoding TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 Row = tuple[Any, ...]
 OpenBar = Callable[[int], AbstractContextManager[Bar]]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,12 @@ class Changes:
 
     new: int = 0
     changed: int = 0
+    touched: int = 0
+    """Images with another time of change, but of the same size and beginning: probably as before, read again to be sure."""
     gone: int = 0
 
     def __str__(self) -> str:
-        counts = {"new": self.new, "changed": self.changed, "gone": self.gone}
+        counts = {"new": self.new, "changed": self.changed, "touched": self.touched, "gone": self.gone}
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing changed"
 
 
@@ -60,9 +67,20 @@ class Changes:
 class Seen:
     """One image as it was found."""
 
+    fingerprint: str
+    """Digest of its size and first bytes; of its size and time of change, where the place itself knew width and height."""
     content: str
-    """Digest of its bytes."""
+    """Digest of its bytes; empty if they were not read yet."""
     header: Header
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """What must be looked at: files that are new or have another stamp, what was known of these, and names that are gone."""
+
+    entries: list[Entry]
+    before: dict[str, Row]
+    gone: list[str]
 
 
 class Index:
@@ -71,28 +89,50 @@ class Index:
     def __init__(self, base: sqlite3.Connection) -> None:
         self._base = base
 
-    def images(self, entries: Sequence[Entry], read: Callable[[str], bytes], bar: OpenBar) -> tuple[dict[str, Seen], Changes]:
-        """Give what is known of images, reading those that are new or changed; forget those not among `entries`.
+    def refresh(self, entries: Sequence[Entry], backend: DataBackend, bar: OpenBar) -> tuple[Changes, list[str]]:
+        """Look at images that are new or changed, and forget those that are gone.
 
         Args:
-            entries: every image of the dataset.
-            read: gives a file's bytes, called from threads; a DatasetError makes the image `unreadable` for this time.
+            entries: every image of the dataset, sorted by name.
             bar: opens a bar for so many files; called only if some must be read.
+
+        Returns:
+            What changed, and the images that cannot be opened; these are tried again next time.
         """
 
         def examine(entry: Entry) -> Row | None:
             try:
-                data = read(entry.name)
+                return first_look(entry, backend)
             except DatasetError:
                 return None
-            header = look(data, entry.name)
-            return digest(data), header.width, header.height, ",".join(header.traits), header.fault
 
-        rows, changes = self._refresh("images", entries, examine, bar)
-        return {entry.name: seen_from(rows.get(entry.name)) for entry in entries}, changes
+        stale = self._compare("images", "fingerprint, content", entries)
+        new = changed = touched = 0
+        unreadable: list[str] = []
+        for entry, found in self._examine("images", stale, examine, bar):
+            before = stale.before.get(entry.name)
+            if found is None:
+                unreadable.append(entry.name)
+            elif before is None:
+                new += 1
+            elif before[0] != found[0] or (before[1] and found[1] and before[1] != found[1]):
+                changed += 1
+            elif before[1] and not found[1]:
+                touched += 1
+        return Changes(new, changed, touched, len(stale.gone)), sorted(unreadable)
+
+    def images(self) -> Iterator[tuple[str, Seen]]:
+        """Every image that could be opened, sorted by name."""
+        rows = self._base.execute("SELECT name, fingerprint, content, width, height, traits, fault FROM images ORDER BY name")
+        for name, fingerprint, content, width, height, traits, fault in rows:
+            yield name, Seen(fingerprint, content, Header(width, height, split(traits), fault))
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """Name and digest of every image that was read whole."""
+        yield from self._base.execute("SELECT name, content FROM images WHERE content != ''")
 
     def texts(self, entries: Sequence[Entry], read: Callable[[str], tuple[str, str]], bar: OpenBar) -> tuple[dict[str, Row], Changes]:
-        """Give text and encoding of caption files in the same way; a file that cannot be read is not in the answer."""
+        """Give text and encoding of caption files, read anew where they changed; one that cannot be read is not in the answer."""
 
         def examine(entry: Entry) -> Row | None:
             try:
@@ -100,51 +140,109 @@ class Index:
             except DatasetError:
                 return None
 
-        return self._refresh("texts", entries, examine, bar)
-
-    def _refresh(self, table: str, entries: Sequence[Entry], examine: Callable[[Entry], Row | None], bar: OpenBar) -> tuple[dict[str, Row], Changes]:
-        """Bring a table up to date; rows come without name and stamp, their first value tells whether a file changed."""
-        base = self._base
-        listed = {entry.name: entry for entry in entries}
-        rows: dict[str, Row] = {}
-        before: dict[str, Any] = {}
-        gone: list[tuple[str]] = []
-        for name, size_bytes, modified_ns, *row in base.execute(f"SELECT * FROM {table}"):
-            entry = listed.get(name)
-            if entry is None:
-                gone.append((name,))
-            elif (entry.size_bytes, entry.modified_ns) == (size_bytes, modified_ns):
-                rows[name] = tuple(row)
-            else:
-                before[name] = row[0]
-        stale = [entry for entry in entries if entry.name not in rows]
+        stale = self._compare("texts", "text", entries)
         new = changed = 0
-        if stale:
+        unreadable: set[str] = set()
+        for entry, found in self._examine("texts", stale, examine, bar):
+            before = stale.before.get(entry.name)
+            if found is None:
+                unreadable.add(entry.name)
+            else:
+                new += before is None
+                changed += before is not None and before[0] != found[0]
+        rows = self._base.execute("SELECT name, text, encoding FROM texts ORDER BY name")
+        return {name: tuple(row) for name, *row in rows if name not in unreadable}, Changes(new, changed, gone=len(stale.gone))
+
+    def settings(self, current: Mapping[str, str]) -> list[str]:
+        """Keep the settings of this start, and say which are other than at the last one."""
+        row = self._base.execute("SELECT value FROM about WHERE key = 'settings'").fetchone()
+        before = json.loads(row[0]) if row else {}
+        self._base.execute("INSERT OR REPLACE INTO about VALUES ('settings', ?)", (json.dumps(dict(current)),))
+        self._base.commit()
+        return [f"{key} was {before[key]}, is now {value}" for key, value in current.items() if key in before and before[key] != value]
+
+    def _compare(self, table: str, columns: str, entries: Sequence[Entry]) -> Stale:
+        """Lay what is listed beside what is known, both sorted by name."""
+        known = self._base.execute(f"SELECT name, size_bytes, modified_ns, {columns} FROM {table} ORDER BY name")
+        stale = Stale([], {}, [])
+        row = next(known, None)
+        for entry in entries:
+            while row is not None and row[0] < entry.name:
+                stale.gone.append(row[0])
+                row = next(known, None)
+            if row is None or row[0] != entry.name:
+                stale.entries.append(entry)
+                continue
+            if row[1] != entry.size_bytes or row[2] != entry.modified_ns:
+                stale.entries.append(entry)
+                stale.before[entry.name] = row[3:]
+            row = next(known, None)
+        if row is not None:
+            stale.gone.extend((row[0], *(name for name, *_ in known)))
+        return stale
+
+    def _examine(self, table: str, stale: Stale, examine: Callable[[Entry], Row | None], bar: OpenBar) -> Iterator[tuple[Entry, Row | None]]:
+        """Examine what is stale on several threads, and write it down as it comes."""
+        rows: list[Row] = []
+        shown = 0
+        if stale.entries:
             written = time.monotonic()
-            with bar(len(stale)) as open_bar:
-                for entry, found in examined(stale, examine):
-                    open_bar.advance()
-                    if found is None:
-                        continue
-                    rows[entry.name] = found
-                    new += entry.name not in before
-                    changed += entry.name in before and before[entry.name] != found[0]
-                    values = (entry.name, entry.size_bytes, entry.modified_ns, *found)
-                    base.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+            with bar(len(stale.entries)) as open_bar:
+                for number, (entry, found) in enumerate(examined(stale.entries, examine), start=1):
+                    if found is not None:
+                        rows.append((entry.name, entry.size_bytes, entry.modified_ns, *found))
+                    yield entry, found
                     if time.monotonic() - written > COMMIT_SECONDS:
-                        base.commit()
-                        written = time.monotonic()
-        base.executemany(f"DELETE FROM {table} WHERE name = ?", gone)
+                        self._write(table, rows)
+                        open_bar.advance(number - shown)
+                        shown, written = number, time.monotonic()
+                open_bar.advance(len(stale.entries) - shown)
+        self._base.executemany(f"DELETE FROM {table} WHERE name = ?", [(name,) for name in stale.gone])
+        self._write(table, rows)
+
+    def _write(self, table: str, rows: list[Row]) -> None:
+        if rows:
+            self._base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+            rows.clear()
+        self._base.commit()
+
+
+def first_look(entry: Entry, backend: DataBackend) -> Row:
+    """Find out about an image what its first bytes tell; fingerprint, content, width, height, traits and fault.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    if entry.size is not None:
+        return digest(f"{entry.size_bytes} {entry.modified_ns}".encode()), "", entry.size.width, entry.size.height, "", None
+    for count in (HEAD_BYTES, LONG_HEAD_BYTES):
+        data = backend.read_head(entry.name, count)
+        if len(data) != count or count == entry.size_bytes:
+            break  # this is the whole file
+        header = glance(data, entry.size_bytes)
+        if header is not None:
+            return row_of(entry, data, "", header)
+    else:
+        data = backend.read(entry.name)
+    return row_of(entry, data, digest(data), look(data, entry.name))
+
+
+def row_of(entry: Entry, data: bytes, content: str, header: Header) -> Row:
+    fingerprint = digest(b"%d %b" % (entry.size_bytes, data[:HEAD_BYTES]))
+    return fingerprint, content, header.width, header.height, ",".join(header.traits), header.fault
+
+
+@lru_cache(maxsize=256)
+def split(traits: str) -> tuple[str, ...]:
+    return tuple(traits.split(",")) if traits else ()
+
+
+def record(path: Path, learned: Iterable[tuple[str, str, Header]]) -> None:
+    """Write down what images that were read whole turned out to be: name, digest of the bytes, header."""
+    rows = [(content, header.width, header.height, ",".join(header.traits), header.fault, name) for name, content, header in learned]
+    with told_plainly(path), closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as base:
+        base.executemany("UPDATE images SET content = ?, width = ?, height = ?, traits = ?, fault = ? WHERE name = ?", rows)
         base.commit()
-        return rows, Changes(new, changed, len(gone))
-
-
-def seen_from(row: Row | None) -> Seen:
-    """One row of `images`; None is a file that could not be opened."""
-    if row is None:
-        return Seen("", Header(fault="unreadable"))
-    content, width, height, traits, fault = row
-    return Seen(content, Header(width, height, tuple(traits.split(",")) if traits else (), fault))
 
 
 @contextmanager
@@ -155,10 +253,17 @@ def open_index(path: Path) -> Iterator[Index]:
         DatasetError: it cannot be written.
         MemoryLimitError: the disk is full.
     """
-    try:
+    with told_plainly(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(connect(path)) as base:
             yield Index(base)
+
+
+@contextmanager
+def told_plainly(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the disk complain of into what a user can do."""
+    try:
+        yield
     except (sqlite3.Error, OSError) as error:
         if "full" in str(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             raise MemoryLimitError(f"the disk is full: {path} cannot grow", hint="Free some space, or set cache_dir to a larger disk.") from error
@@ -196,16 +301,6 @@ def prepare(base: sqlite3.Connection, is_new: bool) -> None:
         base.execute("DELETE FROM images WHERE fault IS NOT NULL")
         base.execute("INSERT OR REPLACE INTO about VALUES ('reader', ?)", (PIL.__version__,))
     base.commit()
-
-
-def examined(entries: Sequence[Entry], examine: Callable[[Entry], T]) -> Iterator[tuple[Entry, T]]:
-    """Examine entries on several threads, in order, a bounded number ahead."""
-    if not entries:
-        return
-    waiting = iter(entries)
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        while chunk := list(islice(waiting, CHUNK)):
-            yield from zip(chunk, pool.map(examine, chunk))
 
 
 def digest(data: bytes) -> str:

@@ -16,16 +16,17 @@ SPELLINGS = {
 VALUES = {
     ("crop_style", "centre"): "center",
     ("caption_strategy", "instance_prompt"): "instanceprompt",
+    ("caption_strategy", "webshart"): "webdataset",
+    ("type", "webshart"): "webdataset",
 }
 """Other spellings of values."""
+
+SECRET = frozenset({"aws_access_key_id", "aws_secret_access_key"})
+"""Keys whose values no message shows."""
 
 LATER = "is not available yet"
 VALUES_LATER = {
     ("crop_style", "face"): f"{LATER}; use 'center', 'random' or 'corner'",
-    **dict.fromkeys(
-        [("caption_strategy", name) for name in ("parquet", "csv", "huggingface", "webshart")],
-        f"{LATER}; write captions into text files and use 'textfile'",
-    ),
 }
 """Values that mean something, but not here."""
 
@@ -40,7 +41,11 @@ def idle(reason: str, keys: str, *also_off: str) -> dict[str, tuple[tuple[str, .
 
 IDLE: Idle = {
     **idle("has no effect: the index reads what changed and nothing else", "skip_file_discovery preserve_data_backend_cache"),
-    **idle("has no effect: sizes are read from the images themselves", "metadata_backend", "discovery", "json", "filesystem"),
+    **idle(
+        "has no effect: this place has no table beside its images",
+        "metadata_backend",
+        *("discovery", "json", "filesystem", "csv", "huggingface", "webshart", "webdataset"),
+    ),
     **idle("has no effect: cache names are always digests", "hash_filenames", "true"),
     **idle("has no effect: an index is named by its dataset's id", "cache_file_suffix"),
     **idle("has no effect: every image is checked when it is first seen", "scan_for_errors", "true"),
@@ -49,19 +54,20 @@ IDLE: Idle = {
         "delete_unwanted_images delete_problematic_images delete_nsfw_images",
     ),
     **idle("is one setting for the whole run: write it in config.json", "vae_cache_ondemand vae_cache_disable"),
-    **idle(LATER, "vae_cache_clear_each_epoch max_upscale_threshold caption_shuffle slider_strength timestep_sampling_offset"),
-    **idle(LATER, "start_epoch start_step", "1"),
-    **idle(LATER, "end_epoch end_step disable_after_epoch_step"),
+    **idle("belongs into a text_embeds entry, where it holds for every dataset that uses it", "caption_filter_list"),
+    **idle(LATER, "vae_cache_clear_each_epoch max_upscale_threshold slider_strength timestep_sampling_offset"),
+    **idle(LATER, "disable_after_epoch_step"),
     **idle(LATER, "conditioning conditioning_data conditioning_type source_dataset_id image_embeds conditioning_image_embeds video audio"),
     **idle(
         "belongs to datasets of another type",
         """
-        parquet huggingface webshart dataset_name split revision image_column caption_column streaming source metadata
+        instance_data_dir parquet huggingface dataset_name split revision image_column caption_column streaming source
         csv_file csv_caption_column csv_url_column csv_cache_dir
         aws_bucket_name aws_region_name aws_endpoint_url aws_access_key_id aws_secret_access_key aws_data_prefix
-        memory_filesystem_path memory_filesystem_size memory_filesystem_sudo
         """,
     ),
+    **idle("has no effect: tar shards are indexed here, where they lie", "webshart metadata"),
+    **idle(LATER, "memory_filesystem_path memory_filesystem_size memory_filesystem_sudo"),
 }
 """Keys without effect in an image dataset."""
 
@@ -69,7 +75,7 @@ IDLE_TEXT: Idle = {
     **IDLE,
     **idle("has no effect: entries are written as they are made", "write_batch_size", "128"),
     **idle("is one setting for the whole run: write it in config.json", "text_encoder_batch_size"),
-    **idle(LATER, "text_cache_ondemand text_cache_disable caption_filter_list"),
+    **idle(LATER, "text_cache_ondemand text_cache_disable"),
 }
 """Keys without effect in a `text_embeds` entry."""
 
@@ -81,7 +87,7 @@ def tidy(entry: Mapping[str, Any]) -> dict[str, Any]:
         if key.startswith(("_", "//", "#")) or value is None or value == "":
             continue
         name = SPELLINGS.get(key, key)
-        kept[name] = VALUES.get((name, value), value) if isinstance(value, str) else value
+        kept[name] = VALUES.get((name, value), value) if isinstance(value, str) else tidy(value) if isinstance(value, dict) else value
     return kept
 
 

@@ -1,7 +1,8 @@
 """The VAE cache: the posterior of every image's latents, made once, read at each step.
 
 What an entry depends on is its key: the image's bytes, its resized size and crop, and the VAE. Nothing else is, so that an
-edited image, another crop or another VAE makes new entries and leaves the others alone.
+edited image, another crop or another VAE makes new entries and leaves the others alone. An image that was never read whole
+has no key yet: it is read, and encoded only if its bytes turn out to be new.
 
 A latent must not depend on which images were encoded along with it, or a fill that was interrupted would end with other
 bytes than one that was not. Measured for AutoencoderKL in float32 on CPUs: images in batches of 2 and more come out bit for
@@ -15,20 +16,25 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from simpletuner.console import Bar
 from simpletuner.data.buckets import by_bucket
+from simpletuner.data.contents import SetAside
 from simpletuner.data.row_encoder import Row, RowEncoder, is_finite
-from simpletuner.data.store import DamagedEntry, Store, WriteBehind, key_of
+from simpletuner.data.store import DamagedEntry, Store, key_of
+from simpletuner.data.write_behind import WriteBehind
 from simpletuner.errors import DatasetError
 from simpletuner.types import Sample
 
@@ -39,8 +45,54 @@ DECODERS = 8
 NAMED = 100
 """Images that an error names; of more it gives the count."""
 
-Decoding = list[tuple[Sample, Callable[[], Tensor]]]
-"""Samples of one bucket, each with a call that waits for its pixels, (3, H, W)."""
+
+class Images(Protocol):
+    """Where images come from; an ImageReader is one."""
+
+    def content(self, sample: Sample) -> str:
+        """Digest of an image's bytes; empty if it was never read."""
+
+    def open(self, sample: Sample) -> tuple[str, Callable[[], Tensor]]:
+        """Read an image: the digest of its bytes, and a call that decodes them to (3, H, W) in [-1, 1]. Called from many threads.
+
+        Both raise SetAside if the image is to be skipped, DatasetError or OSError if it cannot be read.
+        """
+
+    def save(self) -> None:
+        """Write down what was learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An image on its way to the encoder."""
+
+    sample: Sample
+    key: str
+    pixels: Tensor
+    """(3, H, W)."""
+
+
+Decoding = list[tuple[Sample, Callable[[], Made | None]]]
+"""Samples of one bucket, each with a call that waits for it; None is one whose latents are there already."""
+
+
+class Claims:
+    """The keys that are there or being made, by folder: what two samples share is made once. Safe to use from many threads."""
+
+    def __init__(self, held: Mapping[Path, set[str]]) -> None:
+        """
+        Args:
+            held: the keys that are there.
+        """
+        self._held = held
+        self._lock = threading.Lock()
+
+    def are_taken(self, store: Store, key: str) -> bool:
+        """Whether an entry is there or somebody else makes it; if not, the caller is to make it."""
+        with self._lock:
+            is_taken = key in self._held[store.folder]
+            self._held[store.folder].add(key)
+            return is_taken
 
 
 class LatentCache:
@@ -51,7 +103,7 @@ class LatentCache:
         store: Store | Callable[[Sample], Store | None] | None,
         encode: Callable[[Tensor], Mapping[str, Tensor]],
         fingerprint: str,
-        read_pixels: Callable[[Sample], Tensor],
+        images: Images,
         batch_size: int,
         *,
         warn: Callable[[str], None],
@@ -62,79 +114,95 @@ class LatentCache:
             store: where latents are kept, for all samples or by sample; None keeps none and encodes at each reading.
             encode: (B, 3, H, W) in [-1, 1] to raw `mean` and `std`, (B, C, h, w) each.
             fingerprint: identity of the VAE.
-            read_pixels: a sample to (3, H, W) in [-1, 1]; raises DatasetError or OSError if it cannot.
             batch_size: images encoded at once.
             warn: told of entries that had to be made again, and of a batch size that did not fit.
             is_ondemand: entries are expected to be missing and are kept when first read.
         """
         self._store_of = store if callable(store) else lambda _: store
-        self._encode, self._fingerprint, self._read_pixels = encode, fingerprint, read_pixels
+        self._encode, self._fingerprint, self._images = encode, fingerprint, images
         self._warn, self._is_ondemand = warn, is_ondemand
+        self._skipped: set[str] = set()
         hint = "Set vae_enable_tiling or vae_enable_slicing, a smaller vae_dtype, or a lower resolution."
         self._encoder: RowEncoder[Tensor] = RowEncoder(self._encode_alike, batch_size, warn, "vae_batch_size", hint)
 
     def key(self, sample: Sample) -> str:
-        """The key of a sample's latents."""
+        """The key of a sample's latents; its bytes must have been read."""
+        content = self._images.content(sample)
+        assert content, f"{sample.id} was never read"
         resized, crop = sample.geometry.resized, sample.geometry.crop
         window = f"{crop.left},{crop.top},{crop.width},{crop.height}"
-        return key_of(kind="latents", version=CODE_VERSION, vae=self._fingerprint, image=sample.content, resized=str(resized), crop=window)
+        return key_of(kind="latents", version=CODE_VERSION, vae=self._fingerprint, image=content, resized=str(resized), crop=window)
 
     def missing(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Those that have to be encoded: one sample a key and folder, none where nothing is kept."""
+        """Those that have to be encoded, or read to find out: one sample a key and folder, none where nothing is kept."""
+        return self._look(samples)[0]
+
+    def _look(self, samples: Sequence[Sample]) -> tuple[list[Sample], dict[Path, set[str]]]:
+        """Those that are missing, and the keys that are there, by folder."""
         held: dict[Path, set[str]] = {}
-        found: dict[tuple[Path, str], Sample] = {}
+        found: dict[tuple[Path, str | Sample], Sample] = {}
         for sample in samples:
             store = self._store_of(sample)
             if store is None:
                 continue
             if store.folder not in held:
                 held[store.folder] = store.keys()
-            key = self.key(sample)
+            key = self.key(sample) if self._images.content(sample) else sample
             if key not in held[store.folder]:
                 found.setdefault((store.folder, key), sample)
-        return list(found.values())
+        return list(found.values()), held
 
     def fill(self, samples: Sequence[Sample], bar: Bar | None = None) -> None:
         """Encode and keep what is missing; images are decoded ahead of the encoder and entries written behind it.
 
+        An image that turns out to be damaged, or of another size, is left out: the index knows of it when this returns.
+
         Raises:
-            UnusableImages: some images cannot be used; all of them are named, and all others are cached.
+            UnusableImages: some images cannot be read or encoded; all of them are named, and all others are cached.
             MemoryLimitError: one image is too much for the VAE, or the disk is full; what was made is kept.
         """
-        samples = self.missing(samples)
+        samples, held = self._look(samples)
         for store in {self._store_of(sample) for sample in samples}:
             if store is not None:
                 store.sweep()
         problems: dict[Sample, str] = {}
-        with WriteBehind(self._encoder.batch_size) as writer, closing(self._decoded(samples)) as batches:
-            for batch in batches:
-                for sample, row in self._rows(batch, problems):
-                    kept_in = self._store_of(sample)
-                    assert kept_in is not None
-                    writer.put(kept_in, self.key(sample), row, self._describe(sample))
-                if bar is not None:
-                    bar.advance(len(batch))
+        try:
+            with WriteBehind(self._encoder.batch_size) as writer, closing(self._decoded(samples, Claims(held))) as batches:
+                for batch in batches:
+                    for made, row in self._rows(batch, problems, {}):
+                        kept_in = self._store_of(made.sample)
+                        assert kept_in is not None
+                        writer.put(kept_in, made.key, row, self._describe(made.sample))
+                    if bar is not None:
+                        bar.advance(len(batch))
+        finally:
+            self._images.save()
         if problems:
             raise UnusableImages(problems, len(samples))
 
     def read(self, sample: Sample) -> Row:
-        """The latents of one sample: `mean` and `std`, float32, (C, h, w) each."""
-        return self.read_batch([sample])[0]
+        """The latents of one sample whose image can be used."""
+        [row] = self.read_batch([sample])
+        assert row is not None, f"{sample.id} was set aside"
+        return row
 
-    def read_batch(self, samples: Sequence[Sample]) -> list[Row]:
-        """The latents of samples of one bucket; what is missing or damaged is encoded together, and kept.
+    def read_batch(self, samples: Sequence[Sample]) -> list[Row | None]:
+        """The latents of samples of one bucket: `mean` and `std`, float32, (C, h, w) each.
+
+        What is missing or damaged is encoded together, and kept. None stands for an image that turned out to be unusable.
 
         Raises:
-            UnusableImages: an image has to be encoded again and cannot be.
+            UnusableImages: an image has to be encoded and cannot be read, or the VAE's answer is unusable.
         """
-        found = [self._stored(sample) for sample in samples]
-        absent = [sample for sample, row in zip(samples, found) if row is None]
-        made = iter(self._make(absent))
-        return [next(made) if row is None else row for row in found]
+        rows = {sample: self._stored(sample) for sample in samples}
+        absent = [sample for sample, row in rows.items() if row is None]
+        if absent:
+            rows |= self._make(absent)
+        return [rows[sample] for sample in samples]
 
     def _stored(self, sample: Sample) -> Row | None:
         store = self._store_of(sample)
-        if store is None:
+        if store is None or not self._images.content(sample):
             return None
         try:
             return store.get(self.key(sample))
@@ -145,20 +213,39 @@ class LatentCache:
             self._warn(f"the cached latents of {sample.id} are damaged and are made again: {error}")
         return None
 
-    def _make(self, samples: Sequence[Sample]) -> list[Row]:
-        if not samples:
-            return []
+    def _make(self, samples: Sequence[Sample]) -> dict[Sample, Row | None]:
         problems: dict[Sample, str] = {}
-        rows = self._rows([(sample, partial(self._read_pixels, sample)) for sample in samples], problems)
+        unfit: dict[Sample, str] = {}
+        # What was never read may be there all the same: it is only now that its key can be known.
+        unread = {sample for sample in samples if not self._images.content(sample)}
+        made = self._rows([(sample, partial(self._prepare, sample, Store.has if sample in unread else None)) for sample in samples], problems, unfit)
         if problems:
             raise UnusableImages(problems, len(samples))
-        for sample, row in rows:
-            store = self._store_of(sample)
+        for sample, problem in unfit.items():
+            if sample.id not in self._skipped:
+                self._skipped.add(sample.id)
+                self._warn(f"{sample.id} is skipped, {problem}")
+        rows = {one.sample: row for one, row in made}
+        for one, row in made:
+            store = self._store_of(one.sample)
             if store is not None:
-                store.put(self.key(sample), row, self._describe(sample))
-        return [row for _, row in rows]
+                store.put(one.key, row, self._describe(one.sample))
+        return {sample: rows[sample] if sample in rows else None if sample in unfit else self._stored(sample) for sample in samples}
 
-    def _decoded(self, samples: Sequence[Sample]) -> Generator[Decoding, None, None]:
+    def _prepare(self, sample: Sample, is_done: Callable[[Store, str], bool] | None) -> Made | None:
+        """Read and decode one image; None if its entry turns out to be there.
+
+        Args:
+            is_done: tells of a store and a key whether nothing needs to be made.
+        """
+        _, pixels = self._images.open(sample)
+        store = self._store_of(sample)
+        if store is None:
+            return Made(sample, "", pixels())
+        key = self.key(sample)
+        return None if is_done is not None and is_done(store, key) else Made(sample, key, pixels())
+
+    def _decoded(self, samples: Sequence[Sample], claims: Claims) -> Generator[Decoding, None, None]:
         """Batches of one bucket each, while a bounded number of images behind them is being decoded."""
         size = self._encoder.batch_size
         workers = min(DECODERS, os.cpu_count() or 1)
@@ -169,7 +256,7 @@ class LatentCache:
             for bucket in by_bucket(samples).values():
                 for start in range(0, len(bucket), size):
                     batch = bucket[start : start + size]
-                    waiting.append([(sample, pool.submit(self._read_pixels, sample).result) for sample in batch])
+                    waiting.append([(sample, pool.submit(self._prepare, sample, claims.are_taken).result) for sample in batch])
                     if len(waiting) > ahead:
                         yield waiting.popleft()
             while waiting:
@@ -177,25 +264,29 @@ class LatentCache:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _rows(self, batch: Decoding, problems: dict[Sample, str]) -> list[tuple[Sample, Row]]:
-        """Encode those of a batch that can be read; the others go to `problems`."""
-        samples, pixels = [], []
+    def _rows(self, batch: Decoding, problems: dict[Sample, str], unfit: dict[Sample, str]) -> list[tuple[Made, Row]]:
+        """Encode those of a batch that have to be; what cannot be read goes to `problems`, what is to be skipped to `unfit`."""
+        ready: list[Made] = []
         for sample, decode in batch:
             try:
-                pixels.append(decode())
-                samples.append(sample)
+                made = decode()
+            except SetAside as error:
+                unfit[sample] = error.message
             except DatasetError as error:
                 problems[sample] = error.message
             except OSError as error:
                 problems[sample] = str(error)
-        if not samples:
+            else:
+                ready += [] if made is None else [made]
+        if not ready:
             return []
-        rows = [{name: tensor.float() for name, tensor in row.items()} for row in self._encoder.rows(torch.stack(pixels))]
-        for sample, row in zip(samples, rows):
+        answers = self._encoder.rows(torch.stack([made.pixels for made in ready]))
+        rows = [{name: tensor.float() for name, tensor in row.items()} for row in answers]
+        for made, row in zip(ready, rows):
             assert row.keys() == {"mean", "std"}, "the VAE answers mean and std"
             if not is_finite(row):
-                problems[sample] = "the VAE's answer is not finite; vae_dtype fp32 or bf16 does not overflow"
-        return [(sample, row) for sample, row in zip(samples, rows) if sample not in problems]
+                problems[made.sample] = "the VAE's answer is not finite; vae_dtype fp32 or bf16 does not overflow"
+        return [(made, row) for made, row in zip(ready, rows) if made.sample not in problems]
 
     def _encode_alike(self, pixels: Tensor) -> Mapping[str, Tensor]:
         """Encode a batch (B, 3, H, W), a lone image as a pair; see the head of this file."""
@@ -218,7 +309,7 @@ class UnusableImages(DatasetError):
             total: images that were tried.
         """
         self.samples = tuple(problems)
-        """The first sample of each unusable image; others with the same `content` are just as unusable."""
+        """The first sample of each unusable image; copies of it are just as unusable."""
         named = "".join(f"\n  {sample.id}: {problem}" for sample, problem in list(problems.items())[:NAMED])
         more = f"\n  and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         super().__init__(

@@ -1,7 +1,7 @@
 """Cached tensors to batches, from any position of the stream, read ahead of whoever trains on them.
 
-Which caption a sample shows, and whether it is dropped, is a function of the seed, the sample, and how often it was drawn
-before: without repeats that is the epoch, with them each draw of an epoch chooses anew.
+Which caption a sample shows, in which version, and whether it is dropped, is a function of the seed, the sample, and how often it
+was drawn before: without repeats that is the epoch, with them each draw of an epoch chooses anew.
 
 Letters: B batch, C latent channels, h w latent pixels.
 """
@@ -14,15 +14,21 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count as count_from
 from itertools import islice
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from simpletuner.data.crops import drawn_crop
 from simpletuner.data.sampler import Sampler
+from simpletuner.data.variation import Expansion, Variation
+from simpletuner.errors import DatasetError
 from simpletuner.randomness import seed_from
 from simpletuner.types import Batch, Sample
 
+UNUSABLE_BATCHES = 100
+"""Batches without any usable image after which a run ends; images are found to be unusable while training with on-demand caching only."""
 READERS = 4
 """Threads that read ahead, at most: enough to hide the latency of a network disk."""
 
@@ -30,8 +36,8 @@ READERS = 4
 class LatentSource(Protocol):
     """Where latents come from; a LatentCache is one."""
 
-    def read_batch(self, samples: Sequence[Sample]) -> Sequence[Mapping[str, Tensor]]:
-        """`mean` and `std`, (C, h, w) each, of samples of one dataset and one bucket."""
+    def read_batch(self, samples: Sequence[Sample]) -> Sequence[Mapping[str, Tensor] | None]:
+        """`mean` and `std`, (C, h, w) each, of samples of one dataset and one bucket; None is an image to be left out."""
 
 
 class TextSource(Protocol):
@@ -52,17 +58,19 @@ class Loader:
         *,
         caption_dropout: float,
         seed: int,
+        variations: Mapping[str, Variation] = MappingProxyType({}),
         prefetch: int = 4,
         pin_memory: bool = False,
     ) -> None:
         """
         Args:
             caption_dropout: probability that a draw is trained with the empty prompt.
+            variations: dataset id to the versions of its captions; of other datasets they are shown as they are.
             prefetch: batches read ahead by threads; 0 reads when asked. The batches are the same.
             pin_memory: put them into page-locked memory, from which an accelerator copies faster.
         """
         self._sampler, self._latents, self._embeds = sampler, latents, embeds
-        self._caption_dropout, self._seed = caption_dropout, seed
+        self._caption_dropout, self._seed, self._variations = caption_dropout, seed, variations
         self._prefetch, self._pin_memory = prefetch, pin_memory
 
     def iterate(self, position: int = 0, stride: int = 1, count: int | None = None) -> Generator[Batch, None, None]:
@@ -91,11 +99,22 @@ class Loader:
 
     def batch_at(self, position: int) -> Batch:
         """The batch at one position of the stream. Safe to call from several threads."""
-        plan = self._sampler.at(position)
-        prompts = tuple(prompt_of(sample, draw, self._caption_dropout, self._seed) for sample, draw in zip(plan.samples, plan.draws))
-        latents = self._stack(self._latents.read_batch(plan.samples))
+        samples, draws, rows = self._readable(position)
+        prompts = tuple(map(self._prompt, samples, draws))
         text = self._stack([self._embeds.read(prompt) for prompt in prompts])
-        return Batch(samples=plan.samples, prompts=prompts, latents=latents, text=text)
+        return Batch(samples=samples, prompts=prompts, latents=self._stack(rows), text=text)
+
+    def _readable(self, position: int) -> tuple[tuple[Sample, ...], tuple[int, ...], tuple[Mapping[str, Tensor], ...]]:
+        """Samples, draws and latents of a batch without images that turned out to be unusable; the next batch, if none is left."""
+        for one in range(position, position + UNUSABLE_BATCHES):
+            plan = self._sampler.at(one)
+            samples = tuple(drawn_crop(sample, draw, self._seed) for sample, draw in zip(plan.samples, plan.draws))
+            found = zip(samples, plan.draws, self._latents.read_batch(samples))
+            kept = [(sample, draw, row) for sample, draw, row in found if row is not None]
+            if kept:
+                samples_kept, draws, rows = zip(*kept)
+                return samples_kept, draws, rows
+        raise DatasetError(f"{UNUSABLE_BATCHES} batches in a row hold no usable image", hint="Start the same command again: it skips them now.")
 
     def locate(self, position: int) -> tuple[int, int]:
         """Tell which epoch a position lies in, and which batch of it that is."""
@@ -107,23 +126,34 @@ class Loader:
 
     def digest(self) -> str:
         """Identity of everything that this loader's batches depend on, besides the encoders."""
-        return hashlib.blake2b(repr((self._sampler.digest(), self._seed, self._caption_dropout)).encode(), digest_size=16).hexdigest()
+        parts = (self._sampler.digest(), self._seed, self._caption_dropout, *sorted(self._variations.items(), key=lambda item: item[0]))
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def _prompt(self, sample: Sample, draw: int) -> str:
+        return prompt_of(sample, draw, self._caption_dropout, self._seed, self._variations.get(sample.backend))
 
     def _stack(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return {name: tensor.pin_memory() for name, tensor in stacked.items()} if self._pin_memory else stacked
 
 
-def prompt_of(sample: Sample, draw: int, caption_dropout: float, seed: int) -> str:
+def prompt_of(sample: Sample, draw: int, caption_dropout: float, seed: int, variation: Variation | None = None) -> str:
     """The prompt that a sample is trained with at its draw number `draw`, counted from 0 over the whole run."""
     if seed_from("caption dropout", seed, sample.id, draw) < caption_dropout * 2**63:
         return ""
-    return sample.captions[seed_from("caption", seed, sample.id, draw) % len(sample.captions)]
+    caption = sample.captions[seed_from("caption", seed, sample.id, draw) % len(sample.captions)]
+    if variation is None:
+        return caption
+    numbers = variation.numbers
+    return variation.version(caption, numbers[seed_from("caption version", seed, sample.id, draw) % len(numbers)])
 
 
-def prompts_of(samples: Iterable[Sample], caption_dropout: float) -> list[str]:
-    """Every prompt that batches of these samples can ever ask for, each once."""
-    captions = dict.fromkeys(caption for sample in samples for caption in sample.captions)
+def prompts_of(expansions: Iterable[Expansion], caption_dropout: float) -> dict[str, str]:
+    """Every prompt that batches of these datasets can ever ask for, each once, with the caption of which it is a version."""
+    prompts: dict[str, str] = {}
+    for expansion in expansions:
+        for prompt, caption in expansion.prompts.items():
+            prompts.setdefault(prompt, caption)
     if caption_dropout > 0:
-        captions.setdefault("")
-    return list(captions)
+        prompts.setdefault("", "")
+    return prompts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,10 +16,14 @@ from pydantic import ValidationError
 from simpletuner import plugins
 from simpletuner.data.backend import DataBackend, DatasetOptions, EntryOptions
 from simpletuner.data.captions import CaptionRule
+from simpletuner.data.columns import TableBackend, TableOptions
 from simpletuner.data.entries import Findings, read_entries
+from simpletuner.data.filters import Filter, read_filters
 from simpletuner.data.geometry import GeometryRule
-from simpletuner.data.keys import IDLE, IDLE_TEXT, VALUES_LATER, Idle, set_aside
-from simpletuner.data.rules import caption_rule, geometry_rule
+from simpletuner.data.keys import IDLE, IDLE_TEXT, SECRET, VALUES_LATER, Idle, set_aside
+from simpletuner.data.rules import caption_rule, geometry_rule, variation_rule
+from simpletuner.data.variation import Variation
+from simpletuner.data.window import ALWAYS, Window
 from simpletuner.errors import ConfigError, DatasetError, choose
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ class TextEmbedsOptions(EntryOptions):
     """Whether datasets that name none use this one."""
     cache_dir: str | None = None
     """The folder; by default `text/<model_family>` in `cache_dir` of config.json."""
+    caption_filter_list: tuple[Any, ...] | str = ()
+    """What is taken out of captions, or replaced: a list, or the path of a .txt or .json file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +64,33 @@ class ImageDataset:
     train_batch_size: int | None = None
     """Images a batch; None is the run's."""
     max_num_samples: int | None = None
+    window: Window = ALWAYS
+    """Epochs and steps in which it takes part."""
+    variation: Variation | None = None
+    """In which versions captions are trained; None is as they are."""
 
     def open(self) -> DataBackend:
         """Give access to the images."""
-        return self.backend_type(self.options)
+        backend = self.backend_type(self.options)
+        table = self.options.parquet if isinstance(self.options, TableOptions) else None
+        return TableBackend(backend, table) if table else backend
+
+    @property
+    def caption_rules(self) -> str:
+        """Where captions come from, and in which versions they are trained."""
+        return f"{self.captions}, {self.variation}" if self.variation else str(self.captions)
 
     def describe(self) -> str:
         """Say all of it in a line."""
         parts = [
             f"images in {self.open().place}",
             str(self.geometry),
-            f"captions: {self.captions}",
+            f"captions: {self.caption_rules}",
             f"repeats {self.repeats}",
             *([f"probability {self.probability:g}"] if self.probability != 1 else []),
             *([f"batch {self.train_batch_size}"] if self.train_batch_size else []),
             *([f"at most {self.max_num_samples} images"] if self.max_num_samples else []),
+            *([str(self.window)] if self.window != ALWAYS else []),
             *(["regularisation"] if self.is_regularisation else []),
             f"latents in {self.cache_dir_vae}",
         ]
@@ -97,7 +115,7 @@ class DataPlan:
         return lines + [f"{name}: disabled" for name in self.disabled]
 
 
-def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignment_px: int) -> DataPlan:
+def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignment_px: int, checks_places: bool = True) -> DataPlan:
     """Read and check the datasets of a run.
 
     Args:
@@ -105,6 +123,7 @@ def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignm
         options: section of config.json, for what an entry leaves open.
         variables: values of `{name}` in strings: `model_family`, `output_dir`, and `example` where there is one.
         alignment_px: what sides of a bucket are multiples of for this model; `aspect_bucket_alignment` overrides it.
+        checks_places: refuse places that are not there; without it, whoever opens them asks `missing`.
 
     Raises:
         ConfigError: the file cannot be read or is wrong; every problem is listed.
@@ -123,10 +142,11 @@ def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignm
             dataset = image_dataset(label, entry, options, variables, alignment_px, findings)
             datasets += [dataset] if dataset else []
     check_caches(datasets, findings)
+    datasets = with_variations(datasets, texts, options, findings)
     text_dir = choose_text_cache(datasets, texts, findings)
     if not any(kind == "image" for _, kind, _ in enabled):
         findings.problems.append("there is no enabled dataset of images" + (f" ({', '.join(disabled)}: disabled)" if disabled else ""))
-    refuse(path, findings, datasets)
+    refuse(path, findings, datasets if checks_places else [])
     return DataPlan(
         datasets=tuple(datasets),
         text_cache_dir=Path(text_dir).expanduser() if text_dir else Path(options.cache_dir) / "text" / variables["model_family"],
@@ -166,6 +186,9 @@ def image_dataset(
         return None
     geometry = geometry_rule(written, options, alignment_px)
     captions = caption_rule(written, options)
+    findings.problems += [f"{label}: {problem}" for problem in written.problems()]
+    window = Window(written.start_epoch, written.end_epoch, written.start_step, written.end_step)
+    findings.problems += [f"{label}: {problem}" for problem in window.problems()]
     for found in (geometry, captions):
         findings.problems += [f"{label}: {problem}" for problem in found.problems]
         findings.notes += [f"{label}: {note}" for note in found.notes]
@@ -184,6 +207,7 @@ def image_dataset(
         is_regularisation=written.is_regularisation_data,
         train_batch_size=written.train_batch_size,
         max_num_samples=written.max_num_samples,
+        window=window,
     )
 
 
@@ -206,19 +230,37 @@ def validate(kind: type[Options], label: str, entry: dict[str, Any], idle: Idle,
         checked = kind.model_validate(entry)
     except ValidationError as error:
         for fault in error.errors():
-            key = str(fault["loc"][0])
-            wrong.setdefault(key, f"{key} is needed" if fault["type"] == "missing" else f"{key} is {entry[key]!r}; it must be {rule_of(fault)}")
+            key, value = locate(entry, fault["loc"])
+            wrong.setdefault(key, f"{key} is needed" if fault["type"] == "missing" else f"{key}{shown(key, value)}{rule_of(fault)}")
     findings.notes += [f"{label}: {note}" for note in notes]
     findings.problems += [f"{label}: {problem}" for problem in (*problems, *wrong.values())]
     return None if problems or wrong else checked
+
+
+def locate(entry: Mapping[str, Any], place: Sequence[int | str]) -> tuple[str, Any]:
+    """The key at fault, with dots inside a block, and what was written there."""
+    keys, value = [str(place[0])], entry.get(str(place[0]))
+    for part in place[1:]:
+        if not isinstance(value, dict):
+            break
+        keys.append(str(part))
+        value = value.get(part)
+    return ".".join(keys), value
+
+
+def shown(key: str, value: Any) -> str:
+    """What was written, unless it is a secret or a whole block."""
+    return ": " if isinstance(value, dict) else " is wrong: " if key in SECRET else f" is {value!r}; "
 
 
 def rule_of(fault: Any) -> str:
     """Say pydantic's rule in a user's words."""
     kind = str(fault["type"]).split("_")[0]
     if kind in EXPECTED:
-        return EXPECTED[kind]
-    return str(fault["msg"]).removeprefix("Input should be ")
+        return f"it must be {EXPECTED[kind]}"
+    if fault["type"] == "value_error":
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return "it must be " + str(fault["msg"]).removeprefix("Input should be ")
 
 
 def check_caches(datasets: Sequence[ImageDataset], findings: Findings) -> None:
@@ -233,6 +275,34 @@ def check_caches(datasets: Sequence[ImageDataset], findings: Findings) -> None:
         owners.setdefault(place, dataset.id)
 
 
+def with_variations(datasets: Sequence[ImageDataset], texts: Sequence[TextEmbedsOptions], options: Data, findings: Findings) -> list[ImageDataset]:
+    """Settle in which versions each dataset's captions are trained, with the filters of the `text_embeds` entry that it uses."""
+    filters: dict[str | None, tuple[Filter, ...]] = {}
+    for text in texts:
+        filters[text.id], problems = read_filters(text.caption_filter_list)
+        findings.problems += [f"dataset {text.id!r}: {problem}" for problem in problems]
+    used = used_text_cache(texts)
+    usual = used.id if used else None
+    varied = []
+    for dataset in datasets:
+        entry = dataset.options.text_embeds or usual
+        variation, notes = variation_rule(dataset.options, dataset.captions, filters.get(entry, ()), options)
+        findings.notes += [f"dataset {dataset.id!r}: {note}" for note in notes]
+        varied.append(replace(dataset, variation=variation))
+    wanted = {dataset.options.text_embeds or usual for dataset in datasets}
+    findings.notes += [
+        f"dataset {name!r}: caption_filter_list without effect: no dataset uses this entry"
+        for name in filters
+        if filters[name] and name not in wanted
+    ]
+    return varied
+
+
+def used_text_cache(texts: Sequence[TextEmbedsOptions]) -> TextEmbedsOptions | None:
+    """The entry that says where embeddings are cached: the default one, else the first."""
+    return next(iter([*(text for text in texts if text.default), *texts]), None)
+
+
 def choose_text_cache(datasets: Sequence[ImageDataset], texts: Sequence[TextEmbedsOptions], findings: Findings) -> str | None:
     """Give the folder that the default `text_embeds` entry names; without a default, the first one's."""
     known = [text.id for text in texts]
@@ -243,10 +313,12 @@ def choose_text_cache(datasets: Sequence[ImageDataset], texts: Sequence[TextEmbe
         wanted = dataset.options.text_embeds
         if wanted is not None and wanted not in known:
             findings.problems.append(f"dataset {dataset.id!r}: text_embeds is {wanted!r}; {choose(wanted, known, 'text_embeds entries')}")
-    used = next(iter([*defaults, *texts]), None)
+    used = used_text_cache(texts)
     if used is None:
         return None
     idle = [repr(name) for name in known if name != used.id]
     if idle:
-        findings.notes.append(f"text embeddings of all datasets are cached under {used.id!r}; without effect: {', '.join(idle)}")
+        filtering = [repr(text.id) for text in texts if text.caption_filter_list and repr(text.id) in idle]
+        still = f" (except for the caption_filter_list of {', '.join(filtering)})" if filtering else ""
+        findings.notes.append(f"text embeddings of all datasets are cached under {used.id!r}; without effect: {', '.join(idle)}{still}")
     return used.cache_dir

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from simpletuner.data.backend import AspectWeight, DatasetOptions
+from simpletuner.data.backend import AspectWeight, CaptionShuffle, DatasetOptions
 from simpletuner.data.captions import STRATEGIES, CaptionRule
+from simpletuner.data.filters import Filter
 from simpletuner.data.geometry import AspectChoice, GeometryRule, Measure, Unit
+from simpletuner.data.variation import Variation
 from simpletuner.errors import choose
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 LARGEST_EDGE = 16384
 LARGEST_MEGAPIXELS = 20
+USUAL_VERSIONS = 4
+"""Versions of a caption with tag dropout or wildcards, which one version would hardly show."""
+COLUMNS = "name it in csv_caption_column, caption_column, or parquet.caption_column of a table beside the images"
 Rule = TypeVar("Rule")
 Value = TypeVar("Value")
 
@@ -65,6 +70,7 @@ def geometry_rule(written: DatasetOptions, options: Data, alignment_px: int) -> 
         target=target,
         minimum_aspect=written.minimum_aspect_ratio,
         maximum_aspect=written.maximum_aspect_ratio,
+        crops=0 if options.vae_cache_disable else written.crops_per_image,
     )
     problems += [*([] if problems else size_faults(rule)), *crop_faults(written)]
     return Settled(None if problems else rule, tuple(problems), tuple(crop_notes(written, rule)))
@@ -131,6 +137,7 @@ def crop_notes(written: DatasetOptions, rule: GeometryRule) -> list[str]:
             "crop_style": written.crop_style not in (None, "center"),
             "crop_aspect": written.crop_aspect not in (None, "preserve"),
             "crop_aspect_buckets": bool(written.crop_aspect_buckets),
+            "crops_per_image": written.crops_per_image > 1,
             "maximum_image_size": rule.maximum is not None,
             "target_downsample_size": rule.target is not None,
         }
@@ -139,6 +146,10 @@ def crop_notes(written: DatasetOptions, rule: GeometryRule) -> list[str]:
     notes = []
     if written.crop_aspect_buckets and written.crop_aspect not in ("closest", "random"):
         notes.append("crop_aspect_buckets without effect: crop_aspect is not 'closest' or 'random'")
+    if written.crops_per_image > 1 and rule.crop_style != "random":
+        notes.append("crops_per_image without effect: crop_style is not 'random', so all crops of an image are the same")
+    elif written.crops_per_image > 1 and rule.crops == 0:
+        notes.append("crops_per_image without effect: with vae_cache_disable each draw takes a crop of its own")
     if rule.target is not None and rule.maximum is None:
         notes.append("target_downsample_size without effect: there is no maximum_image_size")
     return notes
@@ -164,9 +175,59 @@ def caption_rule(written: DatasetOptions, options: Data) -> Settled[CaptionRule]
     asked = [key for key, is_asked in wants.items() if is_asked]
     if asked and not prompts:
         problems.append(f"{asked[0]} needs instance_prompt: the words to use")
+    if not problems and STRATEGIES[strategy].is_of_place and not written.knows_captions:
+        problems.append(f"caption_strategy is {strategy!r}, but {written.type!r} knows no captions without a column that holds them; {COLUMNS}")
     if problems:
         return Settled(None, tuple(problems))
+    if written.knows_captions and written.caption_strategy is None and not STRATEGIES[strategy].is_of_place and not only:
+        notes.append(f"captions come from {strategy}, as config.json has it; write caption_strategy to take those that this place knows")
     if written.instance_prompt and not prepends and not STRATEGIES[strategy].needs_prompt:
         notes.append(f"instance_prompt without effect: captions come from {strategy}; use prepend_instance_prompt or only_instance_prompt")
     rule = CaptionRule(strategy=strategy, instance_prompts=tuple(prompts), prepends_prompt=prepends, splits_lines=not written.disable_multiline_split)
     return Settled(rule, (), tuple(notes))
+
+
+def variation_rule(written: DatasetOptions, rule: CaptionRule, filters: tuple[Filter, ...], options: Data) -> tuple[Variation | None, list[str]]:
+    """Settle in which versions captions are trained, and what to say aloud; None if each is trained as it is."""
+    asked = first(written.caption_shuffle, CaptionShuffle(enable=False))
+    has_more = bool(written.caption_tag_dropout or written.caption_wildcards)
+    notes = variation_notes(written, asked, options)
+    if not (asked.enable or has_more or filters):
+        return None, notes
+    begins = rule.prepends_prompt and not STRATEGIES[rule.strategy].needs_prompt
+    variation = Variation(
+        count=first(asked.count, USUAL_VERSIONS if has_more else 1),
+        seed=asked.seed,
+        shuffles=asked.enable,
+        separator=asked.split_on,
+        kept_tags=asked.position_start,
+        includes_original=asked.include_original,
+        tag_dropout=written.caption_tag_dropout,
+        has_wildcards=written.caption_wildcards,
+        filters=filters,
+        heads=tuple(prompt.strip() for prompt in rule.instance_prompts if prompt.strip()) if begins else (),
+    )
+    if asked.enable and not has_more and len(variation.numbers) == 1:
+        notes.append("caption_shuffle gives each caption one other order, for good: raise count, or let include_original be true")
+    return variation, notes
+
+
+def variation_notes(written: DatasetOptions, asked: CaptionShuffle, options: Data) -> list[str]:
+    """Name what has no effect on captions."""
+    on = {
+        "caption_shuffle": asked.enable,
+        "caption_tag_dropout": written.caption_tag_dropout > 0,
+        "caption_wildcards": written.caption_wildcards,
+    }
+    keys = [key for key, is_on in on.items() if is_on]
+    if not keys:
+        return []
+    if options.caption_dropout_probability == 1:
+        return [f"{', '.join(keys)} without effect: caption_dropout_probability is 1, so no caption is ever shown"]
+    notes = []
+    if keys == ["caption_wildcards"]:
+        idle = [key for key in ("split_on", "position_start", "include_original") if key in asked.model_fields_set]
+        notes += [f"{', '.join(idle)} of caption_shuffle without effect: tags are neither shuffled nor dropped"] if idle else []
+    if written.caption_tag_dropout == 1:
+        notes.append("caption_tag_dropout is 1: no version but the original has any tag behind those that are kept")
+    return notes

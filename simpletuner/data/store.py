@@ -1,9 +1,14 @@
-"""Tensors on disk under a key: written whole or not at all, verified when read.
+"""Tensors on disk under a key: written whole or not at all, verified when read, many to a file.
 
-<folder>/3f/3f9a...c1.safetensors                   one entry; its checksum stands in the file's metadata
-<folder>/3f/3f9a...c1.<process>-<random>.tmp        one being written, or left by a killed run; swept later
+    records.py        one entry as bytes
+    shards.py         files of many entries, and reading what they hold
+    shard_writer.py   how such a file grows, and becomes a plain safetensors file
+    catalogue.py      where each key's entry lies, in memory
+    shelf.py          the few operations on files that all this needs
 
-Callers see keys and tensors only, never files: how entries lie in the folder may change behind the same verbs.
+Each writing process has a shard of its own in every folder, so that threads, processes and machines need no locks between
+them. Nothing that was written is ever changed: an entry is replaced by writing it again, the newest whole one counts, and
+`simpletuner cache gc` rewrites shards of which little is left. Callers see keys and tensors only, never files.
 """
 
 from __future__ import annotations
@@ -11,30 +16,31 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
-import secrets
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from simpletuner.data.catalogue import Catalogue
+from simpletuner.data.records import DamagedEntry, Record, pack, unpack
+from simpletuner.data.shard_writer import ShardWriter, adopt
+from simpletuner.data.shards import OPEN, SEALED, Place, add_dead, stem_of
+from simpletuner.data.shelf import Shelf
 from simpletuner.errors import DatasetError, MemoryLimitError, SimpleTunerError
 
-SUFFIX = ".safetensors"
+__all__ = ["DamagedEntry", "NewEntry", "Store", "key_of"]
+
 STALE_SECONDS = 3600.0
-"""A temporary file this old belongs to no living writer. Process ids would say less: a folder may be shared by machines."""
-
-
-class DamagedEntry(Exception):
-    """An entry is there but is not what was written. Whoever reads makes it again and says so; no user ever sees this."""
+"""What nobody has written to for so long belongs to no living writer. Process ids would say less: a folder may be shared by machines."""
+LOOK_SECONDS = 1.0
+TRIES = 3
+NewEntry = tuple[str, Mapping[str, Tensor], Mapping[str, str]]
+"""Key, tensors and facts, as `put` takes them."""
 
 
 def key_of(**parts: str | int) -> str:
@@ -48,14 +54,28 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._shelf = Shelf(folder)
+        self._catalogue = Catalogue(self._shelf)
+        self._writing = threading.Lock()
+        self._writers: list[ShardWriter] = []
+        """The shard that grows, if there is one."""
+        self._used: set[str] = set()
+        self._looked = -LOOK_SECONDS
+        weakref.finalize(self, _seal_quietly, self._writers, self._shelf)  # also when the interpreter ends
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry; a damaged one counts until it is read."""
-        return self._path(key).is_file()
+        """Whether there is an entry, of other processes as of a second ago; a damaged one counts until it is read."""
+        if self._find(key):
+            return True
+        if time.monotonic() - self._looked < LOOK_SECONDS:  # a fill asks this of every image
+            return False
+        self._refresh()
+        return bool(self._find(key))
 
     def keys(self) -> set[str]:
-        """Every key, from directory listings alone: one look for a whole dataset instead of one a sample."""
-        return {path.name.removesuffix(SUFFIX) for path in self._files() if path.name.endswith(SUFFIX)}
+        """Every key: one look for a whole dataset instead of one a sample."""
+        with self._refusing():
+            return self._catalogue.keys()
 
     def put(self, key: str, tensors: Mapping[str, Tensor], describe: Mapping[str, str]) -> None:
         """Write an entry, or replace it; it is safe on disk when this returns.
@@ -68,23 +88,26 @@ class Store:
             MemoryLimitError: the disk is full; every earlier entry is kept.
             DatasetError: the folder cannot be used.
         """
-        # safetensors refuses tensors that share a storage, as the halves of one encoder's answer do.
-        own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        facts = {**describe, "key": key}
-        data = safetensors.torch.save(own, metadata={**facts, "checksum": _checksum(own, facts)})
-        path = self._path(key)
-        staged = path.with_name(f"{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        self.put_many([(key, tensors, describe)])
+
+    def put_many(self, entries: Iterable[NewEntry]) -> None:
+        """Write several entries, which together wait for the disk once; see `put`."""
+        self.write([pack(_bytes_of(key), tensors, describe) for key, tensors, describe in entries])
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write entries that are packed already; see `put`."""
+        with self._writing, self._refusing():
             try:
-                _write_synced(staged, data)
-                # The folder itself is not synced: a rename lost in a power failure costs one entry made again.
-                os.replace(staged, path)
-            except BaseException:  # a signal too must not leave half an entry lying about
-                staged.unlink(missing_ok=True)
+                for _ in range(TRIES):
+                    records = self._append(records)
+                    if not records:
+                        return
+            except BaseException:
+                self._seal()
                 raise
-        except OSError as error:
-            raise self._refusal(error) from error
+        raise DatasetError(
+            f"the cache folder {self.folder} loses files as they are written", hint="Is something deleting it? Point cache_dir to another folder."
+        )
 
     def get(self, key: str) -> dict[str, Tensor]:
         """Read an entry and verify it.
@@ -93,52 +116,116 @@ class Store:
             KeyError: there is none.
             DamagedEntry: its bytes are not those that were written for this key.
         """
-        try:
-            data = self._path(key).read_bytes()
-        except FileNotFoundError:
-            raise KeyError(key) from None
-        except OSError as error:
-            raise DamagedEntry(f"it cannot be read ({error.strerror})") from error
-        try:
-            tensors = safetensors.torch.load(data)
-        except (SafetensorError, ValueError) as error:
-            raise DamagedEntry(f"it is no safetensors file ({error})") from error
-        metadata = _metadata(data)
-        wanted = metadata.pop("checksum", None)
-        if metadata.get("key") != key or _checksum(tensors, metadata) != wanted:
-            raise DamagedEntry("its checksum does not match")
-        return tensors
+        damage: DamagedEntry | None = None
+        for is_second in (False, True):
+            if is_second:  # another process may have written it, or written it again, or merged its shard into another
+                self._refresh()
+            for place in self._find(key):
+                try:
+                    tensors = unpack(_bytes_of(key), self._shelf.read(place.shard, place.offset, place.length))
+                except FileNotFoundError:
+                    continue
+                except DamagedEntry as error:
+                    damage = error
+                except OSError as error:
+                    damage = DamagedEntry(f"it cannot be read ({error.strerror})")
+                else:
+                    self._note_use(place.shard)
+                    return tensors
+        if damage is not None:
+            raise damage
+        raise KeyError(key)
 
     def remove(self, key: str) -> None:
-        """Delete an entry, if it is there."""
-        self._path(key).unlink(missing_ok=True)
+        """Delete an entry, if it is there. Its bytes go with the next `simpletuner cache gc`."""
+        self._refresh()
+        self.drop(self._find(key))
+
+    def drop(self, places: Iterable[Place]) -> None:
+        """Delete the entries at these places, and nothing else that has their keys.
+
+        Raises:
+            DatasetError: the folder cannot be written to.
+        """
+        by_shard: dict[str, set[int]] = {}
+        for place in places:
+            by_shard.setdefault(stem_of(place.shard), set()).add(place.offset)
+        with self._refusing():
+            for stem, offsets in by_shard.items():
+                add_dead(self._shelf, stem, offsets)
+            self._catalogue.refresh()
+
+    def close(self) -> None:
+        """Make a safetensors file of what was written; a later `put` begins another."""
+        with self._writing:
+            self._seal()
 
     def sweep(self, older_than_seconds: float = STALE_SECONDS) -> int:
-        """Delete temporary files that killed runs left, and count them."""
+        """Seal the shards that killed runs left, delete their temporary files, and count both."""
         swept = 0
-        for path in self._files():
+        mine = {writer.path.name for writer in self._writers}
+        with self._refusing():
+            listing = self._shelf.list()
+        for name, item in listing.items():
+            if time.time() - item.modified <= older_than_seconds or name in mine:
+                continue
             try:
-                if path.name.endswith(".tmp") and time.time() - path.stat().st_mtime > older_than_seconds:
-                    os.unlink(path)
+                if name.startswith("shard-") and name.endswith(OPEN):
+                    swept += adopt(self._shelf, name)
+                elif name.startswith("shard-") and name.endswith(".tmp"):
+                    self._shelf.delete(name)
                     swept += 1
             except OSError:  # another process swept or finished it first, or the folder is read-only: harmless either way
                 continue
         return swept
 
-    def _path(self, key: str) -> Path:
-        assert re.fullmatch(r"[0-9a-f]{8,}", key), f"not a key: {key!r}"
-        return self.folder / key[:2] / (key + SUFFIX)
+    def _append(self, records: Sequence[Record]) -> list[Record]:
+        """Write records into as many shards as they need, and give those that have to be written once more."""
+        lost: list[Record] = []
+        waiting = list(records)
+        while waiting:
+            writer = self._writers[0] if self._writers else None
+            count = writer.fitting(waiting) if writer else 0
+            if writer is None or count == 0:
+                self._seal()
+                self._shelf.workplace.mkdir(parents=True, exist_ok=True)
+                self._writers.append(ShardWriter(self._shelf.workplace, waiting[0]))
+                continue
+            batch, waiting = waiting[:count], waiting[count:]
+            places = writer.append(batch)
+            if writer.is_in_place():
+                self._catalogue.note([record.key for record in batch], places, writer.end)
+            else:
+                lost += batch
+                self._writers.remove(writer)
+                writer.close()
+        return lost
 
-    def _files(self) -> Iterator[os.DirEntry[str]]:
+    def _seal(self) -> None:
+        _seal_quietly(self._writers, self._shelf)
+
+    def _find(self, key: str) -> list[Place]:
+        with self._refusing():
+            return self._catalogue.find(_bytes_of(key))
+
+    def _refresh(self) -> None:
+        with self._refusing():
+            self._catalogue.refresh()
+        self._looked = time.monotonic()
+
+    def _note_use(self, shard: str) -> None:
+        """Let a sealed shard's time of change say when it was last read; once a process is enough."""
+        if shard in self._used or not shard.endswith(SEALED):
+            return
+        self._used.add(shard)
+        self._shelf.touch(shard)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
         try:
-            shards = [entry.path for entry in os.scandir(self.folder) if re.fullmatch(r"[0-9a-f]{2}", entry.name)]
-        except (FileNotFoundError, NotADirectoryError):
-            return  # nothing yet; if there never can be, `put` says so
+            yield
         except OSError as error:
             raise self._refusal(error) from error
-        for shard in shards:
-            with os.scandir(shard) as entries:
-                yield from entries
 
     def _refusal(self, error: OSError) -> SimpleTunerError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -152,55 +239,14 @@ class Store:
         )
 
 
-class WriteBehind:
-    """A thread that puts entries while the caller makes the next ones; its errors reach the caller at the next put or at the end."""
-
-    def __init__(self, ahead: int) -> None:
-        """
-        Args:
-            ahead: entries that may wait to be written, and so be lost to a `kill -9`.
-        """
-        self._ahead = max(1, ahead)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
-        self._waiting: deque[Future[None]] = deque()
-
-    def put(self, store: Store, key: str, tensors: Mapping[str, Tensor], describe: Mapping[str, str]) -> None:
-        """Hand over an entry; waits only while too many are waiting already."""
-        self._settle(self._ahead - 1)
-        self._waiting.append(self._pool.submit(store.put, key, tensors, describe))
-
-    def _settle(self, may_wait: int) -> None:
-        while self._waiting and (len(self._waiting) > may_wait or self._waiting[0].done()):
-            self._waiting.popleft().result()
-
-    def __enter__(self) -> WriteBehind:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # Also after an error all that was handed over is written: it was encoded, and it is whole.
-        self._pool.shutdown(wait=True)
-        if error is None:
-            self._settle(0)
+def _seal_quietly(writers: list[ShardWriter], shelf: Shelf) -> None:
+    """Seal what grows, if that can be done: if not, its entries count all the same, and a later sweep seals it."""
+    while writers:
+        writer = writers.pop()
+        with suppress(OSError):
+            writer.seal(shelf)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The text metadata of a safetensors file that loads: its length in 8 bytes, then JSON."""
-    length = int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8 : 8 + length]).get("__metadata__", {}))
-
-
-def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """BLAKE2b over names, types, shapes and values, and over what is said of them; independent of the file's layout."""
-    digest = hashlib.blake2b(json.dumps(dict(facts), sort_keys=True).encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _bytes_of(key: str) -> bytes:
+    assert re.fullmatch(r"[0-9a-f]{32}", key), f"not a key: {key!r}"
+    return bytes.fromhex(key)

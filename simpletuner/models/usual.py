@@ -64,7 +64,7 @@ class UsualFamily(ModelFamily):
         if self.longest_px is not None and max(size.width, size.height) > self.longest_px:
             raise ConfigError(
                 f"{size} is too large for {self.source_name()}: it knows positions up to {self.longest_px} pixels a side",
-                hint="Lower resolution or validation_resolution, or crop to squarer pictures.",
+                hint=f"Ask for at most {self.longest_px}x{self.longest_px}.",
             )
 
     # Text.

@@ -6,6 +6,9 @@ from typing import Literal
 
 from simpletuner.options.option import Section, option
 
+WEIGHTS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+"""`mixed_precision` to the dtype that a frozen base is held in, in words."""
+
 
 class Memory(Section):
     """In what precision the frozen parts are held, and what is traded for memory."""

@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from simpletuner.options.option import Problem, Section, option
 
+SHORT = {"adamw": "torch-adamw", "adam": "torch-adam", "sgd": "torch-sgd", "adamw8bit": "bnb-adamw8bit", "lion8bit": "bnb-lion8bit"}
+"""Names that other trainers have for optimizers of ours."""
+
 
 class Optim(Section):
     """How what is trained learns."""
 
-    optimizer: str = option("torch-adamw", ask="Which optimizer?", choices_from="optimizer")
+    optimizer: str = option("torch-adamw", ask="Which optimizer?", choices_from="optimizer", spellings=SHORT)
     """Optimizer. The default suits adapters; lion ones want 3 to 10 times less `learning_rate`."""
 
     optimizer_config: dict[str, Any] | str | None = option(None, advanced=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -16,7 +15,6 @@ from torch import nn
 from simpletuner import plugins
 from simpletuner.adapters.adapter import Adapter, Attached, Targets, kind_of
 from simpletuner.console import Console, duration
-from simpletuner.data.loader import Loader
 from simpletuner.diffusion.loss import loss_function
 from simpletuner.errors import ConfigError
 from simpletuner.memory.precision import quantise
@@ -31,7 +29,7 @@ from simpletuner.randomness import seed_from
 from simpletuner.reporting.tracker import Trackers, start_trackers
 from simpletuner.training.caching import fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
-from simpletuner.training.datasets import Datasets, find_datasets
+from simpletuner.training.datasets import Datasets, find_datasets, total_steps
 from simpletuner.training.ema import Ema
 from simpletuner.training.finish import call_arguments, finish, metadata_of
 from simpletuner.training.machine import start_accelerator
@@ -64,8 +62,9 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
     for note in loaded.notes:
         console.say(f"note: {note}")
     with StopRequest(how_to_continue(loaded.config.training.resume_from_checkpoint)).listening() as stop, ExitStack() as held:
-        run = assemble(loaded.config, console, variables, stop, held)
-        run.validator.before_training(run.trainer.state.step)
+        with stop.settling():
+            run = assemble(loaded.config, console, variables, stop, held)
+            run.validator.before_training(run.trainer.state.step)
         run.trainer.run()
         with stop.deferred():
             result = finish(run.trainer, run.family, run.denoiser, loaded.config)
@@ -116,6 +115,10 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
 
     # Text encoders and VAE come and go, one after the other, before the denoiser comes to stay.
     caches = fill_caches(config, family, datasets, prompts_to_show(shown), console, accelerator)
+    if caches.datasets is not datasets:  # images turned out to be damaged when they were read
+        datasets = caches.datasets
+        sampler = datasets.sampler(config)
+    held.callback(datasets.book.save)
     loader = caches.loader(sampler)
 
     denoiser, attached = attach_adapter(config, family, adapter, accelerator)
@@ -127,7 +130,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, config.diffusion, accelerator.device, lambda: stop.is_made
     )
     validator = Validator(renderer, caches.vae, shown, output_dir, config, ema, trackers, accelerator, console)
-    pace = pace_of(config, loader, bool(shown))
+    pace = pace_of(config, total_steps(training, sampler), bool(shown))
     trainer = Trainer(
         step=build_step(config, family, denoiser, adapter, accelerator),
         adapter=adapter,
@@ -149,8 +152,19 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         stop=stop,
         autocast=lambda: autocast_of(config, adapter, accelerator.device),
     )
+    at_end = "; that is the last step: raise max_train_steps to go on"
     start = resume(trainer, training.resume_from_checkpoint, console, validator.move_later)
-    show_start(console, config, family.source_name(), attached, datasets.facts(training.train_batch_size), pace, loader.batches_per_epoch(), start)
+    facts = datasets.facts(training.train_batch_size, caches.versions)
+    show_start(
+        console,
+        config,
+        family.source_name(),
+        attached,
+        facts,
+        pace,
+        loader.batches_per_epoch(),
+        start + (at_end if trainer.state.step == pace.total_steps else ""),
+    )
     return Run(family, denoiser, trainer, validator, arguments)
 
 
@@ -225,18 +239,12 @@ def load_denoiser(config: TrainConfig, family: ModelFamily, adapter: Adapter) ->
     return denoiser
 
 
-def pace_of(config: TrainConfig, loader: Loader, has_pictures: bool) -> Pace:
-    """Work out how many steps there are."""
+def pace_of(config: TrainConfig, steps: int, has_pictures: bool) -> Pace:
+    """Settle when what is due."""
     training = config.training
-    accumulation = training.gradient_accumulation_steps
-    total = training.max_train_steps
-    if not total:
-        epochs = training.num_train_epochs or 1
-        batches = sum(loader.batches_per_epoch(epoch) for epoch in range(epochs))
-        total = math.ceil(batches / (accumulation * training.num_processes))
     return Pace(
-        total_steps=total,
-        accumulation=accumulation,
+        total_steps=steps,
+        accumulation=training.gradient_accumulation_steps,
         save_every=training.checkpoint_step_interval,
         validate_every=config.validation.validation_step_interval if has_pictures else 0,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from simpletuner.data.latents import LatentCache
 from simpletuner.data.loader import Loader, prompts_of
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
+from simpletuner.data.variation import Variation, expand
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.memory import Memory
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.training.datasets import Datasets
+from simpletuner.training.datasets import Datasets, changes_of
 from simpletuner.training.long_captions import LongCaptions
 from simpletuner.types import Sample
 
@@ -126,10 +128,16 @@ class Caches:
     """What the two phases leave behind."""
 
     config: TrainConfig
+    datasets: Datasets
+    """As they are when all images were read: without those that turned out to be damaged."""
     embeds: EmbedCache
     latents: LatentCache
     vae: Vae
     is_pinned: bool
+    variations: Mapping[str, Variation]
+    """Dataset id to the versions of its captions."""
+    versions: Mapping[str, str]
+    """Dataset id to how many embeddings they make."""
 
     def loader(self, sampler: Sampler) -> Loader:
         return Loader(
@@ -138,6 +146,7 @@ class Caches:
             self.embeds,
             caption_dropout=self.config.data.caption_dropout_probability,
             seed=self.config.training.seed,
+            variations=self.variations,
             prefetch=self.config.data.dataloader_prefetch_qlen,
             pin_memory=self.is_pinned,
         )
@@ -156,37 +165,58 @@ def fill_caches(
     store = Store(datasets.plan.text_cache_dir)
     fingerprint = encoders.fingerprint()
     embeds = EmbedCache(store, encoders.encode, fingerprint, config.data.text_encoder_batch_size, warn=console.warn)
-    prompts = [*prompts_of(datasets.samples(), config.data.caption_dropout_probability), *shown]
+    expansions = {dataset.id: expand(discovery.samples, dataset.variation) for dataset, discovery in datasets.found}
+    for name, expansion in expansions.items():
+        for note in expansion.notes:
+            console.say(f"note: dataset {name!r}: {note}")
+    prompts = prompts_of(expansions.values(), config.data.caption_dropout_probability)
+    for text in shown:
+        prompts.setdefault(text, text)
     fill_text(embeds, encoders, family, prompts, LongCaptions(memo_folder, fingerprint, family.text_tokens), console, accelerator)
 
     vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable)
     stores = {} if config.data.vae_cache_disable else datasets.stores()
-    latents = LatentCache(
-        lambda sample: stores.get(sample.backend),
-        vae.encode,
-        vae.fingerprint(),
-        datasets.pixels,
-        config.data.vae_batch_size,
-        warn=console.warn,
-        is_ondemand=config.data.vae_cache_ondemand,
-    )
-    if config.data.vae_cache_disable or (config.data.vae_cache_ondemand and latents.missing(datasets.samples())):
-        vae.get()  # now, rather than from the loader's thread in the middle of a step
-    elif not config.data.vae_cache_ondemand:
-        fill_latents(latents, vae, datasets.samples(), console, accelerator)
-    return Caches(config, embeds, latents, vae, is_pinned=device.type == "cuda")
+
+    def cache_of(datasets: Datasets) -> LatentCache:
+        return LatentCache(
+            lambda sample: stores.get(sample.backend),
+            vae.encode,
+            vae.fingerprint(),
+            datasets.images(),
+            config.data.vae_batch_size,
+            warn=console.warn,
+            is_ondemand=config.data.vae_cache_ondemand,
+        )
+
+    latents = cache_of(datasets)
+    if config.data.vae_cache_disable or config.data.vae_cache_ondemand:
+        missing = latents.missing(datasets.crops())
+        say_changes(datasets, missing, console)
+        if missing or config.data.vae_cache_disable:
+            vae.get()  # now, rather than from the loader's thread in the middle of a step
+    else:
+        while fill_latents(latents, datasets, console, accelerator):
+            datasets = datasets.looked_at_again(console, accelerator)
+            latents = cache_of(datasets)
+        vae.release()
+    versions = {name: expansion.count for name, expansion in expansions.items()}
+    return Caches(config, datasets, embeds, latents, vae, device.type == "cuda", datasets.variations(), versions)
 
 
 def fill_text(
     cache: EmbedCache,
     encoders: TextEncoders,
     family: ModelFamily,
-    prompts: Sequence[str],
+    prompts: Mapping[str, str],
     long_captions: LongCaptions,
     console: Console,
     accelerator: Accelerator,
 ) -> None:
-    """Encode what is missing, each process its share, say which captions are too long, and let the encoders go."""
+    """Encode what is missing, each process its share, say which captions are too long, and let the encoders go.
+
+    Args:
+        prompts: what must be there, each with the caption of which it is a version.
+    """
     missing = cache.missing(prompts)
     accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
     if missing:
@@ -201,13 +231,32 @@ def fill_text(
     accelerator.wait_for_everyone()
 
 
-def fill_latents(cache: LatentCache, vae: Vae, samples: Sequence[Sample], console: Console, accelerator: Accelerator) -> None:
-    """Encode what is missing, each process its share, and let the VAE go."""
-    missing = cache.missing(samples)
+def fill_latents(cache: LatentCache, datasets: Datasets, console: Console, accelerator: Accelerator) -> bool:
+    """Encode what is missing, each process its share.
+
+    Returns:
+        Whether any process found an image to be other than its header said, so that the datasets must be looked at again.
+    """
+    missing = cache.missing(datasets.crops())
+    say_changes(datasets, missing, console)
     accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
-    if missing:
-        mine = missing[accelerator.process_index :: accelerator.num_processes]
-        with console.bar("latents", len(mine), "images") as bar:
-            cache.fill(mine, bar)
-        vae.release()
+    if not missing:
+        return False
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    with console.bar("latents", len(mine), "images") as bar:
+        cache.fill(mine, bar)
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        datasets.book.catch_up(datasets.samples())
+    found = torch.tensor([datasets.book.has_set_aside], device=accelerator.device)
+    return bool(accelerator.gather(found).any().item())
+
+
+def say_changes(datasets: Datasets, missing: Sequence[Sample], console: Console) -> None:
+    """Say of each dataset what changed since the last start, and how much there is to encode."""
+    counts = Counter(sample.backend for sample in missing)
+    for dataset, discovery in datasets.found:
+        changes = changes_of(discovery)
+        if changes or counts[dataset.id]:
+            up_to = "up to " if discovery.changes.touched else ""
+            console.say(f"dataset {dataset.id!r}: {changes or 'nothing changed'}; {up_to}{counts[dataset.id]} to encode")

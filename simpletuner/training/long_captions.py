@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simpletuner.console import Console
@@ -40,13 +40,19 @@ class LongCaptions:
         staged.write_text(json.dumps(self._tokens, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         staged.replace(self._path)
 
-    def warn(self, captions: Sequence[str], console: Console) -> None:
-        """Count and quote those of these captions that are too long."""
-        over = sorted(((self._tokens[caption], caption) for caption in set(captions) & self._tokens.keys()), reverse=True)
+    def warn(self, prompts: Mapping[str, str], console: Console) -> None:
+        """Count and quote captions that are too long.
+
+        Args:
+            prompts: what is encoded, each with the caption of which it is a version: one that is long in all of them counts once.
+        """
+        over = sorted(((self._tokens[prompt], prompt) for prompt in prompts.keys() & self._tokens.keys()), reverse=True)
         if not over:
             return
+        captions = len({prompts[prompt] for _, prompt in over})
         quoted = "; ".join(f"{count} tokens: {caption[:QUOTED_LETTERS]}..." for count, caption in over[:QUOTED])
-        who = "1 caption is" if len(over) == 1 else f"{len(over)} captions are"
+        who = "1 caption is" if captions == 1 else f"{captions:,} captions are"
+        who += f", in {len(over):,} versions," if len(over) > captions else ""
         console.warn(f"{who} longer than the {self._limit} tokens that the model reads; the rest is not seen ({quoted})")
 
     def _read(self) -> dict[str, int]:

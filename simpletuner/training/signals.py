@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +13,12 @@ from simpletuner.errors import Stopped
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 CONTINUE = "Run the same command again to continue."
+
+
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process while its libraries are still being imported: an exception would come out of them as some other one."""
+    print("stopped before anything was done", file=sys.stderr, flush=True)
+    os._exit(EXIT_CODES[signal.Signals(number)])
 
 
 def how_to_continue(resume_from_checkpoint: str | None) -> str:
@@ -53,6 +61,26 @@ class StopRequest:
         finally:
             self._is_deferred = False
 
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """Let whatever the body raises after a signal be the stop that was asked for.
+
+        A signal may come while a library is being imported or is at work in C; libraries wrap what is raised there in errors of
+        their own, or lose it and fail a moment later.
+        """
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as error:
+            if self.exit_code is None:
+                raise
+            raise self._before_training() from error
+
+    def _before_training(self) -> Stopped:
+        assert self.exit_code is not None
+        return Stopped("stopped before training began", f"What was cached is kept. {self.how_to_continue}", exit_code=self.exit_code)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.is_made
         self.exit_code = EXIT_CODES[signal.Signals(number)]
@@ -63,4 +91,4 @@ class StopRequest:
                 exit_code=self.exit_code,
             )
         if not self._is_deferred:
-            raise Stopped("stopped before training began", f"What was cached is kept. {self.how_to_continue}", exit_code=self.exit_code)
+            raise self._before_training()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from simpletuner.adapters.adapter import Attached
 from simpletuner.console import Console, amount
+from simpletuner.options.memory import WEIGHTS
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.trainer import Pace
 
 BUCKETS_SHOWN = 6
-PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class DatasetFacts:
     is_regularisation: bool
     skipped: Mapping[str, int]
     """Rule to images it removed."""
+    captions: str
+    """How many embeddings versions of captions make; empty if each has one."""
     changes: str
 
     def line(self) -> str:
@@ -39,6 +41,8 @@ class DatasetFacts:
             parts.append("regularisation")
         if self.skipped:
             parts.append("skipped: " + ", ".join(f"{count} {rule}" for rule, count in self.skipped.items()))
+        if self.captions:
+            parts.append(self.captions)
         if self.changes:
             parts.append(f"since last time: {self.changes}")
         return "; ".join(parts)
@@ -59,7 +63,7 @@ def show_start(
     kind = config.adapters.model_type if config.adapters.model_type == "full" else config.adapters.lora_type
     batch = config.training.train_batch_size * config.training.gradient_accumulation_steps * config.training.num_processes
     rows = {
-        "model": f"{config.models.model_family} from {source}, {PRECISIONS[config.memory.mixed_precision]}"
+        "model": f"{config.models.model_family} from {source}, {WEIGHTS[config.memory.mixed_precision]}"
         + (f", base in {config.memory.base_model_precision}" if config.memory.base_model_precision != "no_change" else ""),
         "learns": f"{kind}: {amount(attached.parameters)} parameters on {attached.modules} of {attached.modules_total} modules",
         **{f"dataset {facts.name}": facts.line() for facts in datasets},

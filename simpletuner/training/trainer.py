@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
 from simpletuner.types import Batch
+
+SMOOTHED_STEPS = 20
+"""Steps over which the loss and the time in the progress line are averaged; trackers get those of each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ class Trainer:
         self.trackers, self.console, self.stop, self.autocast = trackers, console, stop, autocast
         self.parameters = list(adapter.parameters().values())
         self.meter = Meter(step.device)
+        self.recent: deque[Figures] = deque(maxlen=SMOOTHED_STEPS)
 
     def run(self) -> None:
         """Train from the state in hand to the last step.
@@ -165,7 +171,10 @@ class Trainer:
         if not math.isfinite(figures.loss) or not (math.isfinite(figures.grad_norm) or self.scaler.is_enabled()):
             self._fail(figures)
         self.trackers.log(figures.step, figures.values())
-        bar.advance(1, f"loss {figures.loss:.4f}  rate {figures.learning_rate:.2e}  {figures.seconds:.2f} s/step")
+        self.recent.append(figures)
+        loss = statistics.fmean(one.loss for one in self.recent)
+        seconds = statistics.median(one.seconds for one in self.recent)
+        bar.advance(1, f"loss {loss:.4f}  lr {figures.learning_rate:.2e}  {seconds:.2f} s/step")
 
     def _fail(self, figures: Figures) -> None:
         what = "gradient norm" if math.isfinite(figures.loss) else "loss"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ COLUMNS_SHOWN, THUMBNAIL_PX = 12, 256
 """Steps beside the base in the grid over all steps, and the longest side of its pictures: it stays a few megapixels."""
 LABEL_PX = 16
 """Height of the line of text above a grid's pictures."""
+TEXT_PX, TEXT_LETTERS, LINE_PX = 112, 17, 13
+"""Width of the prompts before a grid's rows, letters that fit it, and height of a line."""
 
 
 class Interrupted(Exception):
@@ -108,21 +111,21 @@ class Gallery:
     settings: Mapping[str, str]
     """Written into every picture beside its prompt and seed."""
 
-    def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> tuple[Path, Image.Image]:
-        """Write the pictures of one validation and renew the grids.
+    @property
+    def grid(self) -> Path:
+        """Where the grid over all steps is, once there is one: a row a picture, a column a step."""
+        return self.folder / "grid.png"
 
-        Returns:
-            Where the grid over the steps so far is, and the grid: a row a prompt, a column a step.
-        """
+    def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> Image.Image:
+        """Write the pictures of one validation, renew the grids, and give the one over all steps."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for picture, image in zip(pictures, images):
             facts = {"prompt": picture.prompt, "negative_prompt": picture.negative_prompt, "seed": str(picture.seed)}
             self._write(image, f"{label}_{picture.file_stem}.png", {**facts, "step": str(step), **self.settings})
-        self._write(grid([list(images)], [label]), f"{label}_grid.png", {"step": str(step)})
+        self._write(grid([list(images)], [label], [picture.prompt for picture in pictures]), f"{label}_grid.png", {"step": str(step)})
         table = self._all_steps(step, pictures)
-        path = self.folder / "grid.png"
-        self._write(table, path.name, {"step": str(step)})
-        return path, table
+        self._write(table, self.grid.name, {"step": str(step)})
+        return table
 
     def has(self, label: str, pictures: Sequence[Picture]) -> bool:
         """Whether the pictures of a validation are all there; the grid of their step is written after them."""
@@ -150,7 +153,7 @@ class Gallery:
         kept = [label for label in sorted(labels, key=lambda label: (step_of(label), label)) if step_of(label) <= step and self.has(label, pictures)]
         kept = kept[:1] + kept[1:][-COLUMNS_SHOWN:]
         columns = [[_small(self.folder / f"{label}_{picture.file_stem}.png") for picture in pictures] for label in kept]
-        return grid(columns, kept)
+        return grid(columns, kept, [picture.prompt for picture in pictures])
 
 
 def _small(file: Path) -> Image.Image:
@@ -171,18 +174,24 @@ def step_of(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def grid(columns: Sequence[Sequence[Image.Image]], labels: Sequence[str], gap_px: int = 4) -> Image.Image:
-    """Lay out labelled columns of pictures on white; small pictures are enlarged so that labels can be read."""
+def grid(columns: Sequence[Sequence[Image.Image]], labels: Sequence[str], rows: Sequence[str], gap_px: int = 4) -> Image.Image:
+    """Lay out labelled columns of pictures on white, the text of each row before it; small pictures are enlarged so that text can be read."""
     scale = max(1, 128 // max(image.width for column in columns for image in column))
     width = max(image.width for column in columns for image in column) * scale
     heights = [max(column[row].height for column in columns) * scale for row in range(len(columns[0]))]
-    sheet = Image.new("RGB", (gap_px + (width + gap_px) * len(columns), LABEL_PX + sum(heights) + gap_px * (len(heights) + 1)), "white")
+    size = (TEXT_PX + (width + gap_px) * len(columns), LABEL_PX + sum(heights) + gap_px * (len(heights) + 1))
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for number, (column, label) in enumerate(zip(columns, labels)):
-        left, top = gap_px + (width + gap_px) * number, LABEL_PX + gap_px
+        left, top = TEXT_PX + (width + gap_px) * number, LABEL_PX + gap_px
         draw.text((left, 2), label, fill="black")
         for image, height in zip(column, heights):
             enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) if scale > 1 else image
             sheet.paste(enlarged, (left, top))
             top += height + gap_px
+    top = LABEL_PX + gap_px
+    for text, height in zip(rows, heights):
+        lines = textwrap.wrap(text, TEXT_LETTERS)[: max(1, height // LINE_PX)]
+        draw.multiline_text((gap_px, top), "\n".join(lines), fill="black", spacing=2)
+        top += height + gap_px
     return sheet

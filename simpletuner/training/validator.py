@@ -46,8 +46,6 @@ class Validator:
             "strength": f"{options.validation_lycoris_strength:g}",
         }
         self._gallery = Gallery(output_dir / "validation_images", settings)
-        self.grid: Path | None = None
-        """The grid over all steps, once there is one."""
 
     def before_training(self, step: int) -> None:
         """Render the base model once a run, so that later pictures have something to stand beside; and the start, if asked."""
@@ -88,6 +86,11 @@ class Validator:
         self._gallery.move_later(step, aside / self._gallery.folder.name)
 
     @property
+    def grid(self) -> Path | None:
+        """The grid over all steps, once there is one."""
+        return self._gallery.grid if self._gallery.grid.is_file() else None
+
+    @property
     def _renders(self) -> bool:
         return bool(self._pictures) and self._accelerator.is_main_process
 
@@ -117,6 +120,6 @@ class Validator:
         return "_base" if label == BASE_LABEL else "_ema" if label.endswith("_ema") else ""
 
     def _keep(self, step: int, label: str, images: Sequence[Image]) -> None:
-        self.grid, grid = self._gallery.add(step, label, self._pictures, images)
+        grid = self._gallery.add(step, label, self._pictures, images)
         named = {f"{picture.file_stem}{self._suffix(label)}": image for picture, image in zip(self._pictures, images)}
         self._trackers.images(step, {**named, "grid": grid})

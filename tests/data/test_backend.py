@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from simpletuner import plugins
 from simpletuner.data.backend import DataBackend, DatasetOptions, check_name
+from simpletuner.data.backends.huggingface import Filter, RowOptions
 from simpletuner.data.backends.local import LocalBackend, LocalOptions
+from simpletuner.data.columns import Table
 from simpletuner.errors import DatasetError
 
 
@@ -30,6 +33,17 @@ def test_every_backend_declares_its_keys(name):
     kind = plugins.load("simpletuner.data.backends", name, DataBackend)  # type: ignore[type-abstract]
 
     assert issubclass(kind.options_type, DatasetOptions) and kind.options_type is not DatasetOptions
+
+
+@pytest.mark.parametrize("name", plugins.names("simpletuner.data.backends"))
+def test_every_key_of_every_place_is_in_the_manual(name):
+    manual = (Path(__file__).parents[2] / "docs" / "dataloader.md").read_text(encoding="utf-8").split("## Places")[1].split("\n## ")[0]
+    kind = plugins.load("simpletuner.data.backends", name, DataBackend)  # type: ignore[type-abstract]
+
+    keys = set(kind.options_type.model_fields) - set(DatasetOptions.model_fields)
+    for block in (Table, RowOptions, Filter):
+        keys |= set(block.model_fields)
+    assert not [key for key in keys if f"`{key}`" not in manual]
 
 
 def test_files_are_listed_by_name_without_hidden_ones(backend, folder):

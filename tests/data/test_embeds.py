@@ -14,6 +14,7 @@ from torch import Tensor
 from simpletuner.data.embeds import EmbedCache
 from simpletuner.data.store import Store
 from simpletuner.errors import DatasetError
+from tests.builders.shards import damage_entries
 
 PROMPTS = ["a cat", "a dog", "", "ein Käfer", "a bird\nin two lines"]
 
@@ -83,9 +84,7 @@ def test_other_encoders_have_entries_of_their_own(tmp_path):
 
 
 def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    assert damage_entries(path.parent) == 1
 
 
 @pytest.mark.parametrize(("harm", "word"), [(damage, "damaged"), (Path.unlink, "gone")])

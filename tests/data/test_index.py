@@ -17,23 +17,29 @@ from simpletuner.data.index import Changes, open_index
 from simpletuner.errors import DatasetError, MemoryLimitError
 
 
-class Reader:
-    """The folder `images`, counting which files are opened."""
+class Reader(LocalBackend):
+    """The folder `images`, counting which files are opened, and which of them whole."""
 
     def __init__(self) -> None:
-        self.backend = LocalBackend(LocalOptions(id="set", instance_data_dir="images"))
+        super().__init__(LocalOptions(id="set", instance_data_dir="images"))
         self.opened: list[str] = []
+        self.read_whole: list[str] = []
 
     def entries(self):
-        return list(self.backend.list())
+        return list(self.list())
+
+    def read_head(self, name: str, count: int) -> bytes:
+        if name not in self.opened:
+            self.opened.append(name)
+        return super().read_head(name, count)
 
     def read(self, name: str) -> bytes:
-        self.opened.append(name)
-        return self.backend.read(name)
+        self.read_whole.append(name)
+        return super().read(name)
 
     def read_text(self, name: str) -> tuple[str, str]:
         self.opened.append(name)
-        return self.backend.read_text(name)
+        return super().read_text(name)
 
 
 @pytest.fixture
@@ -48,8 +54,10 @@ def look(reader, console):
 
     def run():
         reader.opened.clear()
+        reader.read_whole.clear()
         with open_index(Path("cache/set.sqlite")) as index:
-            return index.images(reader.entries(), reader.read, lambda total: console.bar("index", total))
+            changes, unreadable = index.refresh(reader.entries(), reader, lambda total: console.bar("index", total))
+            return {name: seen for name, seen in index.images() if name not in unreadable}, changes
 
     return run
 
@@ -129,13 +137,12 @@ def test_faults_are_remembered_too(look, reader, workplace):
 def test_a_file_that_could_not_be_opened_is_tried_again(save, look, reader, monkeypatch):
     save("a.png")
 
-    def refuse(name: str) -> bytes:
+    def refuse(name: str, count: int) -> bytes:
         raise DatasetError("no permission")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reader.backend, "read", refuse)
-        seen, _ = look()
-        assert seen["a.png"].header.fault == "unreadable"
+        patch.setattr(reader, "read_head", refuse)
+        assert look() == ({}, Changes())
 
     assert look()[0]["a.png"].header.fault is None
 
@@ -207,15 +214,16 @@ from simpletuner.data import index
 from simpletuner.data.backends.local import LocalBackend, LocalOptions
 
 index.COMMIT_SECONDS = 0.02
-backend = LocalBackend(LocalOptions(id="set", instance_data_dir="images"))
 
-def read(name):
-    time.sleep(0.03)
-    print(name, flush=True)
-    return backend.read(name)
+class Slow(LocalBackend):
+    def read_head(self, name, count):
+        time.sleep(0.03)
+        print(name, flush=True)
+        return super().read_head(name, count)
 
+backend = Slow(LocalOptions(id="set", instance_data_dir="images"))
 with index.open_index(Path("cache/set.sqlite")) as found:
-    found.images(list(backend.list()), read, lambda total: Console(is_main=False).bar("index", total))
+    found.refresh(list(backend.list()), backend, lambda total: Console(is_main=False).bar("index", total))
 """
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,11 +15,14 @@ from torch import Tensor
 
 from simpletuner.data.buckets import Group
 from simpletuner.data.embeds import EmbedCache
+from simpletuner.data.filters import parse
 from simpletuner.data.latents import LatentCache
 from simpletuner.data.loader import READERS, Loader, prompt_of, prompts_of
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
+from simpletuner.data.variation import Variation, expand
 from simpletuner.types import Batch, Crop, Geometry, Sample, Size
+from tests.builders.images import MadeImages
 
 
 def sample(number: int, **facts) -> Sample:
@@ -42,14 +45,27 @@ def encode_text(prompts: Sequence[str]) -> Mapping[str, Tensor]:
 
 @pytest.fixture
 def caches(tmp_path):
-    latents = LatentCache(Store(tmp_path / "vae"), encode_pixels, "vae", read_pixels, 4, warn=pytest.fail)
+    latents = LatentCache(Store(tmp_path / "vae"), encode_pixels, "vae", MadeImages(read_pixels), 4, warn=pytest.fail)
     embeds = EmbedCache(Store(tmp_path / "text"), encode_text, "text", 4, warn=pytest.fail)
     latents.fill(SAMPLES)
-    embeds.fill(prompts_of(SAMPLES, 0.1))
+    embeds.fill(prompts_of([expand(SAMPLES, None), expand(SAMPLES, SHUFFLED)], 0.1))
     return latents, embeds
 
 
 SAMPLES = [sample(number) for number in range(11)]
+SHUFFLED = Variation(count=3, shuffles=True, includes_original=False)
+CHANGED = {
+    "count": 4,
+    "seed": 1,
+    "shuffles": False,
+    "separator": "space",
+    "kept_tags": 1,
+    "includes_original": True,
+    "tag_dropout": 0.1,
+    "has_wildcards": True,
+    "heads": ("sks",),
+}
+"""Each setting of a rule but filters, other than in SHUFFLED."""
 
 
 def loader(caches, samples=SAMPLES, repeats=0, **facts) -> Loader:
@@ -135,9 +151,25 @@ def test_dropout_of_zero_and_of_one_mean_never_and_always(dropout, prompts):
 def test_prompts_of_lists_all_that_can_ever_be_asked_for_once():
     samples = [sample(1), sample(2), replace(sample(3), captions=("cat 1",))]
 
-    assert prompts_of(samples, 0.0) == ["cat 1", "a cat, the 1th", "cat 2", "a cat, the 2th"]
-    assert prompts_of(samples, 0.1) == ["cat 1", "a cat, the 1th", "cat 2", "a cat, the 2th", ""]
-    assert prompts_of([replace(sample(1), captions=("",))], 0.1) == [""]
+    expansions = [expand(samples[:2], None), expand(samples[2:], None)]
+
+    assert list(prompts_of(expansions, 0.0)) == ["cat 1", "a cat, the 1th", "cat 2", "a cat, the 2th"]
+    assert list(prompts_of(expansions, 0.1)) == ["cat 1", "a cat, the 1th", "cat 2", "a cat, the 2th", ""]
+    assert list(prompts_of([expand([replace(sample(1), captions=("",))], None)], 0.1)) == [""]
+
+
+def test_captions_are_shown_in_the_versions_of_their_dataset(caches):
+    versioned = {"repeats": 99, "variations": {"cats": SHUFFLED}, "caption_dropout": 0.0}
+
+    batches = list(loader(caches, **versioned).iterate(count=550))
+
+    shown = {prompt for batch in batches for prompt in batch.prompts}
+    assert shown == prompts_of([expand(SAMPLES, SHUFFLED)], 0.0).keys() and any(prompt.startswith("the ") for prompt in shown)
+    assert same(list(loader(caches, **versioned).iterate(7, count=13)), batches[7:20])
+
+
+def test_versions_of_one_dataset_leave_others_alone(caches):
+    assert same(list(loader(caches, variations={"dogs": SHUFFLED}).iterate(count=20)), list(loader(caches).iterate(count=20)))
 
 
 def test_regularisation_batches_say_so(caches):
@@ -236,6 +268,23 @@ def test_the_digest_tells_apart_whatever_changes_the_batches(caches):
 
     assert loader(caches, [*reversed(SAMPLES)], prefetch=0).digest() == plain
     assert len({plain, *(other.digest() for other in others)}) == 5
+
+
+def test_the_digest_tells_apart_all_that_makes_versions(caches):
+    long = "x" * 300
+    rules = [
+        SHUFFLED,
+        *(replace(SHUFFLED, **{key: value}) for key, value in CHANGED.items()),
+        replace(SHUFFLED, filters=(parse(f"s/{long}a/b/"),)),
+        replace(SHUFFLED, filters=(parse(f"s/{long}b/b/"),)),
+        replace(SHUFFLED, filters=(parse(f"s/{long}b/c/"),)),
+    ]
+
+    digests = [loader(caches, variations={"cats": rule}).digest() for rule in rules]
+
+    assert len({loader(caches).digest(), loader(caches, variations={"dogs": SHUFFLED}).digest(), *digests}) == len(rules) + 2
+    assert {field.name for field in fields(Variation)} == {*CHANGED, "filters"}
+    assert digests[0] == loader(caches, variations={"cats": replace(SHUFFLED)}).digest()
 
 
 @pytest.mark.gpu

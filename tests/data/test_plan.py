@@ -9,6 +9,7 @@ from simpletuner.data.backends.local import LocalOptions
 from simpletuner.data.captions import CaptionRule
 from simpletuner.data.geometry import GeometryRule, Measure
 from simpletuner.data.plan import TextEmbedsOptions, load_plan
+from simpletuner.data.window import Window
 from simpletuner.errors import ConfigError, DatasetError
 from simpletuner.options.data import Data
 
@@ -214,7 +215,7 @@ def test_every_problem_is_reported_at_once(plan_of):
         {"instance_data_dir": "."},
         {"id": "six", "dataset_type": "imagee"},
         {"id": "seven", "dataset_type": "eval"},
-        {"id": "eight", "instance_data_dir": ".", "crop_style": "face", "caption_strategy": "parquet", "resolution_type": "pixels"},
+        {"id": "eight", "instance_data_dir": ".", "crop_style": "face", "resolution_type": "pixels"},
         {"id": "nine"},
         {"id": "a/b", "instance_data_dir": "."},
     )
@@ -232,7 +233,6 @@ def test_every_problem_is_reported_at_once(plan_of):
         "dataset 'six': dataset_type 'imagee'; did you mean 'image'?",
         "dataset 'seven': dataset_type 'eval' is not available yet",
         "dataset 'eight': crop_style is 'face', which is not available yet; use 'center', 'random' or 'corner'",
-        "dataset 'eight': caption_strategy is 'parquet', which is not available yet",
         "dataset 'eight': resolution_type is 'pixels'; it must be 'pixel', 'area' or 'pixel_area'",
         "dataset 'nine': instance_data_dir is needed",
         "dataset 'a/b': an id is also a folder's name",
@@ -314,7 +314,8 @@ def test_missing_folders_are_named_together_and_are_a_fault_of_the_data(plan_of)
 @pytest.mark.parametrize(
     ("keys", "note"),
     [
-        ({"start_epoch": 3}, "start_epoch is not available yet"),
+        ({"disable_after_epoch_step": 3}, "disable_after_epoch_step is not available yet"),
+        ({"crop": True, "crop_style": "center", "crops_per_image": 3}, "crops_per_image without effect: crop_style is not 'random'"),
         ({"skip_file_discovery": "vae,aspect"}, "skip_file_discovery has no effect"),
         ({"delete_problematic_images": "true"}, "delete_problematic_images has no effect: unusable images are skipped and counted"),
         ({"aws_secret_access_key": "hunter2"}, "aws_secret_access_key belongs to datasets of another type"),
@@ -351,3 +352,19 @@ def test_every_key_is_in_the_manual():
 
     for key in (*LocalOptions.model_fields, *TextEmbedsOptions.model_fields):
         assert f"`{key}`" in manual, key
+
+
+def test_windows_and_crops_are_settled(plan_of):
+    keys = {"start_epoch": 2, "end_epoch": "4", "start_step": 10, "crop": True, "crops_per_image": 3}
+
+    [dataset] = plan_of({**HERE, **keys}).datasets
+    [fresh] = plan_of({**HERE, **keys}, vae_cache_disable=True).datasets
+
+    assert dataset.window == Window(2, 4, 10, None)
+    assert (dataset.geometry.crops, fresh.geometry.crops) == (3, 0)
+    assert "crop square, random, 3 places an image" in dataset.describe() and "epochs 2 to 4, steps 11 to the end" in dataset.describe()
+
+
+def test_an_empty_window_is_refused(plan_of):
+    with pytest.raises(ConfigError, match=r"dataset 'set': end_step 5 is not after start_step 5"):
+        plan_of({**HERE, "start_step": 5, "end_step": 5})

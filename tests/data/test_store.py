@@ -5,38 +5,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from simpletuner.data.store import DamagedEntry, Store, WriteBehind, key_of
+from simpletuner.data import shard_writer
+from simpletuner.data.store import DamagedEntry, Store, key_of
 from simpletuner.errors import DatasetError, MemoryLimitError
+from tests.builders.shards import damage_entries, filled, flip, places_in, readable, same, shards_in, tensors
 
 KEY = key_of(name="an entry")
 
 
-def tensors() -> dict[str, torch.Tensor]:
-    return {"mean": torch.arange(6.0).reshape(1, 2, 3), "mask": torch.tensor([True, False])}
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(
-        left[name].dtype == right[name].dtype and left[name].shape == right[name].shape and torch.equal(left[name], right[name]) for name in left
-    )
-
-
-def the_file(store: Store):
-    [path] = store.folder.rglob("*.safetensors")
-    return path
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool], ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3)], ids=str)
 def test_what_was_put_is_what_is_read(tmp_path, dtype, shape):
-    put = {"value": torch.randn(shape).to(dtype)}
+    put = {"value": torch.randn(shape).to(dtype), "odd": torch.tensor([True]), "empty": torch.empty(2, 0)}
 
     Store(tmp_path).put(KEY, put, {"sample": "cats/ä.png"})
 
@@ -48,7 +33,7 @@ def test_a_view_is_written_without_the_rest_of_its_storage(tmp_path):
 
     Store(tmp_path).put(KEY, {"mean": batch[3], "turned": batch[3].transpose(0, 2)}, {})
 
-    assert the_file(Store(tmp_path)).stat().st_size < 2 * batch[3].nbytes + 2000
+    assert shards_in(tmp_path)[0].stat().st_size < shard_writer.HEADER_BYTES + 2 * batch[3].nbytes + 2000
     assert torch.equal(Store(tmp_path).get(KEY)["turned"], batch[3].transpose(0, 2))
 
 
@@ -64,110 +49,157 @@ def test_an_absent_entry_is_a_key_error(tmp_path):
         Store(tmp_path / "not there").get(KEY)
 
 
-def test_keys_lists_what_has_says_and_remove_takes_away(tmp_path):
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["growing", "sealed"])
+def test_keys_lists_what_has_says_and_remove_takes_away(tmp_path, is_sealed):
     store = Store(tmp_path)
     keys = {key_of(number=number) for number in range(40)}
     for key in keys:
         store.put(key, tensors(), {})
+    if is_sealed:
+        store.close()
 
     store.remove(KEY)
     gone = keys.pop()
     store.remove(gone)
 
-    assert store.keys() == keys
-    assert store.has(min(keys)) and not store.has(gone)
+    for seen in (store, Store(tmp_path)):
+        assert seen.keys() == keys
+        assert seen.has(min(keys)) and not seen.has(gone)
+        with pytest.raises(KeyError):
+            seen.get(gone)
     assert Store(tmp_path / "not there").keys() == set()
 
 
-def test_no_changed_byte_goes_unnoticed(tmp_path):
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["growing", "sealed"])
+def test_an_entry_that_was_removed_can_be_put_again(tmp_path, is_sealed):
     store = Store(tmp_path)
-    store.put(KEY, tensors(), {"sample": "cats/1.png"})
-    path = the_file(store)
+    store.put(KEY, tensors(1), {})
+    if is_sealed:
+        store.close()
+    store.remove(KEY)
+
+    store.put(KEY, tensors(2), {})
+
+    assert same(store.get(KEY), tensors(2))
+    assert same(Store(tmp_path).get(KEY), tensors(2))
+
+
+def test_the_newest_of_two_entries_with_one_key_counts(tmp_path):
+    store = Store(tmp_path)
+    for number in range(3):
+        store.put(KEY, tensors(number), {})
+    assert same(store.get(KEY), tensors(2)) and same(Store(tmp_path).get(KEY), tensors(2))
+    store.close()
+    assert same(Store(tmp_path).get(KEY), tensors(2))
+
+    store.put(KEY, tensors(7), {})
+
+    assert same(Store(tmp_path).get(KEY), tensors(7)) and store.keys() == {KEY}
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["growing", "sealed"])
+def test_no_changed_byte_goes_unnoticed_or_harms_another_entry(tmp_path, is_sealed):
+    keys = filled(tmp_path, 4)
+    [path] = shards_in(tmp_path)
+    if not is_sealed:
+        path = path.rename(path.with_suffix(".open"))
+    places = places_in(path)
+    size = path.stat().st_size
+    first = min(place.offset for place in places.values())
+    positions = [*range(12), *range(first - 12, size)]
+
+    for position in positions:
+        flip(path, position)
+        lost = {0, 1, 2, 3} - readable(tmp_path, keys)
+        flip(path, position)
+
+        hit = {number for number, key in enumerate(keys) if places[key].offset <= position < places[key].offset + places[key].length}
+        assert lost == hit, position
+        assert readable(tmp_path, keys) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["growing", "sealed"])
+def test_a_shortened_file_keeps_every_entry_that_is_whole(tmp_path, is_sealed):
+    keys = filled(tmp_path, 5)
+    [path] = shards_in(tmp_path)
+    if not is_sealed:
+        path = path.rename(path.with_suffix(".open"))
+    places = places_in(path)
     whole = path.read_bytes()
-    unnoticed = []
 
-    for position in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1
-        path.write_bytes(damaged)
-        try:
-            assert same(store.get(KEY), tensors())
-            unnoticed.append(whole[position : position + 1])
-        except DamagedEntry:
-            pass
+    for kept in (0, 7, 100, places[keys[0]].offset, *range(places[keys[2]].offset + 1, len(whole), 29)):
+        path.write_bytes(whole[:kept])
 
-    assert unnoticed == []
+        assert readable(tmp_path, keys) == {number for number, key in enumerate(keys) if places[key].offset + places[key].length <= kept}
 
 
-@pytest.mark.parametrize("kept", [0, 7, 100, -1])
-def test_a_shortened_entry_is_damaged(tmp_path, kept):
+def test_a_damaged_entry_says_so_and_can_be_put_again(tmp_path):
     store = Store(tmp_path)
     store.put(KEY, tensors(), {})
-    the_file(store).write_bytes(the_file(store).read_bytes()[:kept])
-
-    with pytest.raises(DamagedEntry):
+    assert damage_entries(tmp_path) == 1
+    with pytest.raises(DamagedEntry, match="checksum"):
         store.get(KEY)
 
-
-def test_an_entry_under_the_name_of_another_is_damaged(tmp_path):
-    store, other = Store(tmp_path), key_of(name="another")
     store.put(KEY, tensors(), {})
-    moved = tmp_path / other[:2] / f"{other}.safetensors"
-    moved.parent.mkdir()
-    the_file(store).rename(moved)
 
-    with pytest.raises(DamagedEntry):
-        store.get(other)
+    assert same(store.get(KEY), tensors()) and same(Store(tmp_path).get(KEY), tensors())
 
 
-def test_a_damaged_entry_can_be_put_again(tmp_path):
+def test_an_entry_of_a_file_that_is_gone_is_a_key_error(tmp_path):
+    keys = filled(tmp_path, 2)
     store = Store(tmp_path)
-    store.put(KEY, tensors(), {})
-    the_file(store).write_bytes(b"")
+    assert same(store.get(keys[0]), tensors(0))
+    shards_in(tmp_path)[0].unlink()
 
-    store.put(KEY, tensors(), {})
+    with pytest.raises(KeyError):
+        store.get(keys[0])
 
-    assert same(store.get(KEY), tensors())
+
+def test_entries_of_other_processes_are_found_when_they_are_asked_for(tmp_path):
+    mine, theirs = Store(tmp_path), Store(tmp_path)
+    assert mine.keys() == set()
+
+    theirs.put(KEY, tensors(), {})
+    assert same(mine.get(KEY), tensors())
+    theirs.close()  # the file has another name now
+
+    assert same(mine.get(KEY), tensors())
+    assert mine.keys() == {KEY}
 
 
 def test_files_say_nothing_of_where_they_lie(tmp_path):
-    Store(tmp_path).put(KEY, tensors(), {"sample": "cats/1.png"})
+    filled(tmp_path, 3)
 
-    assert str(tmp_path).encode() not in the_file(Store(tmp_path)).read_bytes()
-
-
-def test_what_a_killed_writer_left_is_no_entry_and_is_swept_once_it_is_old(tmp_path):
-    store = Store(tmp_path)
-    store.put(KEY, tensors(), {})
-    left = tmp_path / KEY[:2] / f"{KEY}.123-abc.tmp"
-    left.write_bytes(b"half")
-    assert store.sweep() == 0 and left.exists()  # it may belong to a writer at work
-    os.utime(left, (time.time() - 4000,) * 2)
-
-    assert store.sweep() == 1
-
-    assert not left.exists()
-    assert store.keys() == {KEY}
+    assert all(str(tmp_path).encode() not in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def fill_the_disk(monkeypatch):
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="this user may write everywhere")
+def test_a_folder_that_one_may_only_read_can_be_read(tmp_path):
+    keys = filled(tmp_path, 3)
+    tmp_path.chmod(0o500)
+    try:
+        assert readable(tmp_path, keys) == {0, 1, 2} and Store(tmp_path).sweep(0) == 0
+        with pytest.raises(DatasetError, match="cannot be used"):
+            Store(tmp_path).put(KEY, tensors(), {})
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_disk_that_fails_while_it_syncs_names_the_folder_and_keeps_what_was_written(tmp_path, monkeypatch):
     def fsync(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", fsync)
-
-
-def test_a_full_disk_names_the_folder_and_keeps_what_was_written(tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.put(KEY, tensors(), {})
 
     with monkeypatch.context() as patch, pytest.raises(MemoryLimitError) as refused:
-        fill_the_disk(patch)
+        patch.setattr(os, "fsync", fsync)
         store.put(key_of(name="one too many"), tensors(), {})
 
     assert str(tmp_path) in refused.value.message and "its 1 finished" in refused.value.message
-    assert same(store.get(KEY), tensors())
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{KEY}.safetensors"]
+    assert store.keys() == Store(tmp_path).keys() == {KEY}
+    store.put(key_of(name="later"), tensors(), {})
+    assert len(Store(tmp_path).keys()) == 2
 
 
 @pytest.mark.parametrize("name", ["cache", "cache/vae"])
@@ -187,7 +219,7 @@ def test_writers_and_readers_of_one_key_never_see_half_an_entry(tmp_path):
 
     def work(_: int) -> None:
         store = Store(tmp_path)
-        for key in keys * 5:
+        for key in keys * 3:
             store.put(key, big, {})
             wrong.extend([] if same(store.get(key), big) else [key])
 
@@ -195,36 +227,21 @@ def test_writers_and_readers_of_one_key_never_see_half_an_entry(tmp_path):
         list(pool.map(work, range(8)))
 
     assert wrong == []
-    assert len(list(tmp_path.rglob("*.*"))) == len(keys)
+    assert Store(tmp_path).keys() == set(keys)
 
 
-def test_writing_behind_does_not_wait_for_the_disk_until_too_much_is_waiting(tmp_path, monkeypatch):
-    may_go_on = threading.Event()
-    slow = Store(tmp_path)
-    real_put = slow.put
-    monkeypatch.setattr(slow, "put", lambda *entry: (may_go_on.wait(10), real_put(*entry)))
+def test_one_store_may_be_used_by_many_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_writer, "SHARD_BYTES", shard_writer.HEADER_BYTES + 20_000)
+    store = Store(tmp_path)
 
-    with WriteBehind(ahead=2) as writer:
-        for number in range(2):
-            writer.put(slow, key_of(number=number), tensors(), {})
-        assert slow.keys() == set()
-        may_go_on.set()
-        writer.put(slow, key_of(number=2), tensors(), {})
+    def work(worker: int) -> None:
+        for number in range(40):
+            key = key_of(worker=worker, number=number)
+            store.put(key, tensors(number), {})
+            assert same(store.get(key), tensors(number))
 
-    assert len(slow.keys()) == 3
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
 
-
-def test_an_error_of_the_writing_thread_reaches_the_caller(tmp_path, monkeypatch):
-    fill_the_disk(monkeypatch)
-
-    with pytest.raises(MemoryLimitError), WriteBehind(ahead=8) as writer:
-        writer.put(Store(tmp_path), KEY, tensors(), {})
-
-
-def test_an_error_of_the_caller_loses_nothing_that_was_handed_over(tmp_path):
-    with pytest.raises(KeyboardInterrupt), WriteBehind(ahead=8) as writer:
-        for number in range(5):
-            writer.put(Store(tmp_path), key_of(number=number), tensors(), {})
-        raise KeyboardInterrupt
-
-    assert len(Store(tmp_path).keys()) == 5
+    assert len(store.keys()) == len(Store(tmp_path).keys()) == 240
+    assert len(shards_in(tmp_path)) > 2

@@ -129,7 +129,7 @@ def test_arguments_come_from_text_or_from_an_object():
 @pytest.mark.parametrize(
     ("options", "said", "hint"),
     [
-        ({"optimizer": "adamw"}, "'adamw'", "torch-adamw"),
+        ({"optimizer": "torch-adamv"}, "'torch-adamv'", "torch-adamw"),
         ({"optimizer_config": "weight_decai=0.1"}, "'weight_decai'", "did you mean 'weight_decay'"),
         ({"optimizer_config": "lr=0.1"}, "lr", "learning_rate"),
         ({"optimizer_config": "amsgrad"}, "no value", "key=value"),

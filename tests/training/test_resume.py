@@ -16,11 +16,17 @@ from safetensors.torch import load_file
 
 from tests.builders.run import adapter_bytes, add_pictures, command, train_in_process, write_run
 
+PICTURES = {"id": "pictures", "instance_data_dir": "pictures", "caption_strategy": "filename", "crop": True, "crop_style": "center"}
+WINDOW = {"maximum_image_size": 1024, "target_downsample_size": 512}
+"""The crop is taken out of the whole picture."""
 VARIANTS = {
     "lokr": {},
     "bf16 base": {"mixed_precision": "bf16"},
     "lora with dropout": {"lora_type": "standard", "lora_dropout": 0.3, "lycoris_config": None},
     "accumulation and averages": {"gradient_accumulation_steps": 2, "use_ema": True, "pictures": 7},
+    "datasets that come and go": {"datasets": [PICTURES, {**PICTURES, "id": "late", "start_step": 2, "end_step": 5}], "pictures": 5},
+    "crops in turn": {"datasets": [{**PICTURES, "crop_style": "random", "crops_per_image": 3, **WINDOW}]},
+    "fresh crops": {"datasets": [{**PICTURES, "crop_style": "random", **WINDOW}], "vae_cache_disable": True},
     "all weights": {"model_type": "full", "lora_type": None, "lycoris_config": None, "learning_rate": 1e-3, "pictures": 5},
 }
 

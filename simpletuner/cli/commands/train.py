@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,14 +24,19 @@ SWITCHES = ("dry_run", "all", "debug")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from simpletuner.cli.flags import help_of_options
 
-    place = parser.add_argument_group("which config", "by default ./config.json or config/config.json (also .toml and .env)")
-    place.add_argument("--config", metavar="PATH", help="this file, or the config in this folder")
-    place.add_argument("-e", "--example", metavar="NAME", help="an embedded example; `simpletuner examples` lists them")
-    place.add_argument("--env", metavar="NAME", help="config/NAME/config.json; the variables ENV and SIMPLETUNER_ENV do the same")
+    add_place(parser)
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be done, load nothing")
     parser.add_argument("--all", action="store_true", help="with --dry-run, also list the options that stand at their defaults")
     parser.set_defaults(flags=[])
     parser.epilog = help_of_options()
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments that say which config is meant."""
+    place = parser.add_argument_group("which config", "by default ./config.json or config/config.json (also .toml and .env)")
+    place.add_argument("--config", metavar="PATH", help="this file, or the config in this folder")
+    place.add_argument("-e", "--example", metavar="NAME", help="an embedded example; `simpletuner examples` lists them")
+    place.add_argument("--env", metavar="NAME", help="config/NAME/config.json; the variables ENV and SIMPLETUNER_ENV do the same")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     console.say(f"training by {place.name}")
 
     from simpletuner.training.quiet import quiet_libraries
+    from simpletuner.training.signals import EXIT_CODES, leave_at_once
 
+    for number in EXIT_CODES:
+        signal.signal(number, leave_at_once)  # until the run takes them over
     quiet_libraries()
     from simpletuner.training.assemble import train  # torch and all: seconds that a refused config need not wait for
 

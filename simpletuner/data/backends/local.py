@@ -7,11 +7,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from simpletuner.data.backend import DataBackend, DatasetOptions, Entry, check_name
+from simpletuner.data.backend import DataBackend, Entry, check_name, readable
+from simpletuner.data.columns import TableOptions
 from simpletuner.errors import DatasetError
 
 
-class LocalOptions(DatasetOptions):
+class LocalOptions(TableOptions):
     """Keys of an image dataset in a folder."""
 
     instance_data_dir: str
@@ -46,6 +47,14 @@ class LocalBackend(DataBackend):
         path = self._path(name)
         try:
             return path.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{self._given}/{name} cannot be read: {error.strerror}") from error
+
+    def read_head(self, name: str, count: int) -> bytes:
+        path = self._path(name)
+        try:
+            with path.open("rb", buffering=0) as file:
+                return file.read(count)
         except OSError as error:
             raise DatasetError(f"{self._given}/{name} cannot be read: {error.strerror}") from error
 
@@ -103,8 +112,3 @@ def walk(root: str, folder: str, prefix: str, above: frozenset[str]) -> Iterator
 
 def is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def readable(name: str) -> str:
-    """Give a name that can be printed and stored; bytes that are no text become question marks."""
-    return name.encode("utf-8", "replace").decode("utf-8")

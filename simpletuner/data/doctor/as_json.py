@@ -1,0 +1,70 @@
+"""The report for programs: what was found, of every image, as plain objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simpletuner.data.doctor.examine import counts_of, is_eval
+from simpletuner.data.doctor.findings import Complaint, Examined, Problem, Report
+from simpletuner.data.faults import RULES
+from simpletuner.types import Sample
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything, in lists, texts and numbers."""
+    return {
+        "config": report.source,
+        "usable": report.is_usable,
+        "totals": dict(report.totals),
+        "assumed": list(report.assumed),
+        "problems": [problem_object(problem) for problem in report.problems],
+        "backends": [backend_object(one) for one in report.datasets],
+    }
+
+
+def problem_object(problem: Problem) -> dict[str, Any]:
+    return {
+        "kind": problem.kind,
+        "severity": problem.severity,
+        "weight": round(problem.weight, 4),
+        "dataset": problem.dataset,
+        "message": problem.message,
+        "hint": problem.hint,
+        "files": list(problem.files),
+    }
+
+
+def backend_object(one: Examined) -> dict[str, Any]:
+    """One dataset. `images` are those that are trained on; `skipped` are files that are not, which have no size to tell."""
+    return {
+        "id": one.id,
+        "type": one.dataset.options.type,
+        "place": one.dataset.open().place,
+        "is_eval": is_eval(one.dataset),
+        "repeats": one.dataset.repeats,
+        "error": one.error,
+        "counts": counts_of(one),
+        "figures": dict(one.figures),
+        "buckets": {
+            str(row.size): {"images": row.images, "batches": row.batches, "batch_size": row.batch_size, "last_batch": row.last_batch}
+            for row in one.buckets
+        },
+        "images": [image_object(sample, one.complaints.get(sample.name, ())) for sample in one.samples],
+        "skipped": [{"file": name, "rule": rule, "why": RULES.get(rule, rule)} for rule, names in one.skipped.items() for name in names],
+        "notes": list(one.notes),
+    }
+
+
+def image_object(sample: Sample, complaints: tuple[Complaint, ...]) -> dict[str, Any]:
+    """One image: sizes as [width, height], the crop as [left, top, width, height] within the resized image."""
+    geometry = sample.geometry
+    crop = geometry.crop
+    return {
+        "file": sample.name,
+        "original": [geometry.original.width, geometry.original.height],
+        "resized": [geometry.resized.width, geometry.resized.height],
+        "crop": [crop.left, crop.top, crop.width, crop.height],
+        "bucket": str(geometry.bucket),
+        "captions": list(sample.captions),
+        "problems": [str(complaint) for complaint in complaints],
+    }

@@ -1,0 +1,115 @@
+"""The report for a terminal: one line a dataset, the fullest buckets, and the problems with what to do, on one screen."""
+
+from __future__ import annotations
+
+from simpletuner.console import Console
+from simpletuner.data.doctor.examine import counts_of, is_eval
+from simpletuner.data.doctor.findings import Examined, Problem, Report, named, percent
+
+BAR_CELLS = 24
+BUCKET_LINES = 12
+"""Of all datasets together."""
+PROBLEMS_SHOWN = 15
+FILES_SHOWN = 3
+STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+COLUMNS = ("dataset", "images", "skipped", "buckets", "batches", "draws", "cut", "enlarged", "copies", "captions", "latents")
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report."""
+    console.heading(f"Datasets of {report.source}")
+    console.table(COLUMNS, [row_of(one) for one in report.datasets])
+    console.say()
+    console.facts(facts_of(report))
+    show_buckets(report, console)
+    show_problems(report, console)
+    console.say(f"\n{verdict(report)}", style="bold")
+
+
+def row_of(one: Examined) -> tuple[str, ...]:
+    """One dataset in the table."""
+    name = f"{one.id} (eval)" if is_eval(one.dataset) else one.id
+    if one.error is not None:
+        return (name, "unusable", *("-" for _ in COLUMNS[2:]))
+    counts, figures = counts_of(one), one.figures
+    copies = [counts.get("exact duplicate", 0), counts.get("near duplicate", 0)]
+    words = sum(counts.get(kind, 0) for kind in ("empty caption", "long caption"))
+    return (
+        name,
+        f"{counts['images']:,}",
+        f"{counts['skipped']:,}",
+        f"{len(one.buckets):,}",
+        "-" if is_eval(one.dataset) else f"{figures['batches']:,.0f}",
+        "-" if is_eval(one.dataset) else percent(figures["share_of_draws"]),
+        percent(figures["cropped_share"]),
+        f"{counts.get('enlarged', 0) + counts.get('slightly enlarged', 0):,}",
+        f"{copies[0]:,} + {copies[1]:,}" if any(copies) else "0",
+        f"{words:,} bad" if words else "fine",
+        size_of(figures["latent_cache_bytes"]),
+    )
+
+
+def facts_of(report: Report) -> dict[str, str]:
+    """The run in a few lines."""
+    totals = report.totals
+    facts = {
+        "epoch": f"{totals['steps_per_epoch']:,.10g} steps of {totals['images_per_step']:,.0f} images ({totals['batches_per_epoch']:,.0f} batches)",
+        "caches": f"about {size_of(totals['cache_bytes'])}: latents {size_of(totals['latent_cache_bytes'])}, "
+        f"text {size_of(totals['text_cache_bytes'])}",
+    }
+    return facts | ({"estimated": "; ".join(report.assumed)} if report.assumed else {})
+
+
+def show_buckets(report: Report, console: Console) -> None:
+    """Print the fullest buckets as bars."""
+    usable = [one for one in report.datasets if one.buckets]
+    if not usable:
+        return
+    lines = max(1, BUCKET_LINES // len(usable))
+    for one in usable[:BUCKET_LINES]:
+        console.heading(f"Buckets of {one.id}")
+        most = one.buckets[0].images
+        for row in one.buckets[:lines]:
+            partial = f", the last of {row.last_batch}" if row.last_batch else ""
+            filled = "█" * max(1, round(row.images / most * BAR_CELLS))
+            console.say(f"  {row.size!s:>11} {filled:<{BAR_CELLS}} {named(row.images, 'image')}, {named(row.batches, 'batch', 'batches')}{partial}")
+        if len(one.buckets) > lines:
+            rest = sum(row.images for row in one.buckets[lines:])
+            console.say(f"  and {len(one.buckets) - lines} more with {named(rest, 'image')}", style="dim")
+
+
+def show_problems(report: Report, console: Console) -> None:
+    """Print the weightiest problems, each with what to do."""
+    if not report.problems:
+        return
+    console.heading("Problems, the weightiest first")
+    for problem in report.problems[:PROBLEMS_SHOWN]:
+        console.say(f"  {problem.severity}: {problem.dataset}: {problem.message}{examples(problem)}", style=STYLES[problem.severity])
+        console.say(f"    {problem.hint}")
+    if len(report.problems) > PROBLEMS_SHOWN:
+        console.say(f"  and {len(report.problems) - PROBLEMS_SHOWN} more; --json and --html list all", style="dim")
+
+
+def examples(problem: Problem) -> str:
+    """The first files of a problem, unless its message has named the only one."""
+    if len(problem.files) == 1 and problem.files[0] in problem.message:
+        return ""
+    more = ", ..." if len(problem.files) > FILES_SHOWN else ""
+    return f" ({', '.join(problem.files[:FILES_SHOWN])}{more})" if problem.files else ""
+
+
+def verdict(report: Report) -> str:
+    """The answer in a sentence."""
+    counts = {severity: sum(problem.severity == severity for problem in report.problems) for severity in ("error", "warning", "note")}
+    said = [named(count, severity) for severity, count in counts.items() if count]
+    if not report.is_usable:
+        return f"Not usable as it is: {', '.join(said)}."
+    return f"Usable; {', '.join(said)}." if said else "Usable; nothing to complain of."
+
+
+def size_of(count: float) -> str:
+    """Say a number of bytes in three digits: 950 B, 5.5 MB."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,103 @@
+"""What is known of a model from the files that are on this machine, without loading it, asking the hub or importing torch.
+
+Letters: C latent channels, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpletuner.models.family import ModelFamily
+from simpletuner.models.latents import stride_of
+from simpletuner.models.source import Part, is_local, read_json
+
+USUAL_CHANNELS, USUAL_STRIDE_PX, USUAL_TEXT_WIDTH = 4, 8, 2048
+"""Of AuraFlow; taken where the model's own files are not here."""
+MASK_BYTES = 8
+"""A token of the attention mask on disk."""
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What is needed to tell the size of cached latents and embeddings."""
+
+    latent_channels: int
+    stride_px: int
+    text_width: int
+    assumed: tuple[str, ...]
+    """What had to be assumed, a sentence each."""
+
+
+def shapes(family: ModelFamily) -> Shapes:
+    """Read latent channels, stride and text width from configurations on this machine, or take the usual ones."""
+    vae = config_here(family.source.part("vae")) if "vae" in family.parts else None
+    encoders = [config_here(family.source.part(name)) for name in family.parts if name.startswith("text_encoder")]
+    widths = [int(config.get("d_model") or config.get("hidden_size") or 0) if config else 0 for config in encoders]
+    channels, stride = (int(vae.get("latent_channels", USUAL_CHANNELS)), stride_of(vae)) if vae else (USUAL_CHANNELS, USUAL_STRIDE_PX)
+    assumed = []
+    if vae is None:
+        assumed.append(f"the VAE's configuration is not on this machine: latents are taken to have {channels} channels and a stride of {stride} px")
+    if not widths or not all(widths):
+        assumed.append(f"the text encoder's configuration is not on this machine: embeddings are taken to be {USUAL_TEXT_WIDTH} numbers wide")
+    return Shapes(channels, stride, sum(widths) if widths and all(widths) else USUAL_TEXT_WIDTH, tuple(assumed))
+
+
+def text_bytes(family: ModelFamily, width: int, number_bytes: int) -> int:
+    """Size of one caption's embedding (T, D) with its mask (T).
+
+    Args:
+        number_bytes: of the precision that text encoders run in.
+    """
+    return family.text_tokens * (width * number_bytes + MASK_BYTES)
+
+
+def token_counter(family: ModelFamily) -> Callable[[Sequence[str]], list[int]] | None:
+    """Give what counts tokens of captions, end token included, or None if no tokenizer of the model is on this machine.
+
+    Of several tokenizers the longest count is given.
+    """
+    paths = [file_here(family.source.part(name), TOKENIZER_FILE) for name in family.parts if name.startswith("tokenizer")]
+    files = [path for path in paths if path is not None]
+    if not files or len(files) < len(paths):
+        return None
+    from tokenizers import Tokenizer  # what transformers' fast tokenizers are made of; it needs no torch
+
+    tokenizers = [Tokenizer.from_file(str(path)) for path in files]
+    for tokenizer in tokenizers:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+    def count(captions: Sequence[str]) -> list[int]:
+        by_tokenizer = [[len(encoded.ids) for encoded in tokenizer.encode_batch(list(captions))] for tokenizer in tokenizers]
+        return [max(counts) for counts in zip(*by_tokenizer)]
+
+    return count
+
+
+def config_here(part: Part) -> dict[str, Any] | None:
+    """The configuration of a part, if it is on this machine."""
+    path = file_here(part, part.config_name)
+    return None if path is None else read_json(path)
+
+
+def file_here(part: Part, name: str) -> Path | None:
+    """A file of a part, if it is on this machine: in a local model, or downloaded before."""
+    root = Path(part.location).expanduser()
+    if root.is_file():
+        return root if name == part.config_name else None
+    for subfolder in part.subfolders:
+        file = f"{subfolder}/{name}" if subfolder else name
+        if is_local(part.location):
+            if (root / file).is_file():
+                return root / file
+            continue
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(part.location, file, revision=part.revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
