@@ -9,4 +9,6 @@ bin="$here/.venv/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/python" -m mypy
+# The models of the tests are tiny: a second thread gains nothing, and beside other work on the machine it waits for ages.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec "$bin/python" -m pytest "$@"
