@@ -41,10 +41,10 @@ class Data(Section):
     target_downsample_size: float | None = option(None, ge=0, advanced=True)
     """Size that images above `maximum_image_size` are shrunk to before they are cropped."""
 
-    caption_strategy: Literal["filename", "textfile", "instanceprompt"] = option(
-        "filename", ask="Where are the captions?", spellings={"instance_prompt": "instanceprompt"}
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "jsonl", "csv", "huggingface", "webdataset"] = option(
+        "filename", ask="Where are the captions?", spellings={"instance_prompt": "instanceprompt", "webshart": "webdataset"}
     )
-    """Where captions come from: file names, .txt files beside the images, or `instance_prompt` for all."""
+    """Where captions come from: file names, .txt files beside the images, `instance_prompt` for all, or what the dataset's place knows."""
 
     instance_prompt: str | None = option(None, ask="Caption of every image?")
     """Caption of every image with `caption_strategy` instanceprompt."""

@@ -25,4 +25,4 @@ def test_every_part_gives_its_figures_as_a_table_and_as_json(tmp_path):
     for name in ("index", "caching", "loading"):
         assert 0 < figures[name]["least"] <= figures[name]["ratio"] <= figures[name]["most"]
     assert figures["scale"]["samples"] == 2000 and figures["scale"]["seconds"] > 0
-    assert len(result.stdout.splitlines()) == 8
+    assert len(result.stdout.splitlines()) == 9

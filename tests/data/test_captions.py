@@ -72,3 +72,11 @@ def test_only_textfile_needs_a_file_beside_the_image():
 )
 def test_text_is_read_in_the_encoding_it_is_in(data, text, encoding):
     assert decode(data) == (text, encoding)
+
+
+def test_config_json_knows_every_strategy():
+    from typing import get_args
+
+    from simpletuner.options.data import Data
+
+    assert set(get_args(Data.model_fields["caption_strategy"].annotation)) == set(STRATEGIES)
