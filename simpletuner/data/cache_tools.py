@@ -17,7 +17,10 @@ from simpletuner.data.shard_writer import HEADER_BYTES, SHARD_BYTES
 from simpletuner.data.shards import DEAD, INDEX, OPEN, SEALED, Place, Rows, contents, grown, stem_of
 from simpletuner.data.shelf import Item, Shelf
 from simpletuner.data.store import Store
+from simpletuner.errors import DatasetError
 
+LISTINGS = 5
+"""Times that a folder is listed anew while others work in it."""
 LITTLE_LIVES = 0.5
 """A shard of which a smaller share is still used is rewritten."""
 SMALL_SHARD, SMALL_COUNT = SHARD_BYTES // 4, 128
@@ -103,8 +106,16 @@ def is_shard(name: str) -> bool:
 
 
 def take_stock(folder: Path) -> Inventory:
-    """Read the indexes of a folder."""
-    shelf = Shelf(folder)
+    """Read the indexes of a folder, again if a run seals or replaces a shard meanwhile."""
+    for _ in range(LISTINGS):
+        try:
+            return _take_stock(Shelf(folder))
+        except FileNotFoundError:
+            continue
+    raise DatasetError(f"the cache folder {folder} changes faster than it can be read", hint="Try again when the runs that fill it are done.")
+
+
+def _take_stock(shelf: Shelf) -> Inventory:
     listing = shelf.list()
     shards = {name: listing[name] for name in sorted(listing) if is_shard(name)}
     faults: dict[str, str] = {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from simpletuner.data.backend import Block, DataBackend, DatasetOptions, Entry, OpenBar, check_name
+from simpletuner.data.backend import Block, DataBackend, DatasetOptions, Entry, OpenBar, check_name, stamp
 from simpletuner.data.captions import decode
 from simpletuner.data.extras import lacking
 from simpletuner.data.faults import FOREIGN_SUFFIXES, SUFFIXES
@@ -115,7 +115,9 @@ class TableBackend(DataBackend):
             known = described.get(self._key(entry.name)) if entry.fault is None else None
             if known is not None:
                 is_any_met = True
-                yield Entry(entry.name, entry.size_bytes, entry.modified_ns, entry.fault, known.captions or None, known.size)
+                # A size that the table tells is part of the stamp: when the table is mended, the image is looked at anew.
+                modified_ns = entry.modified_ns if known.size is None else stamp(entry.modified_ns, known.size)
+                yield Entry(entry.name, entry.size_bytes, modified_ns, entry.fault, known.captions or None, known.size)
             else:
                 example = example or (entry.name if posixpath.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES else None)
                 yield entry

@@ -39,7 +39,7 @@ class ContentBook:
         self._folder = index_folder
         self._contents: dict[str, dict[str, str]] = {}
         self._set_aside: dict[str, str] = {}
-        self._unwritten: dict[str, list[tuple[str, str, Header]]] = {}
+        self._unwritten: dict[str, list[tuple[str, str, str, Header]]] = {}
         self._written = time.monotonic()
         self._lock = threading.RLock()
 
@@ -65,7 +65,7 @@ class ContentBook:
                 self._set_aside[sample.id] = f"{header.fault}: {RULES[header.fault]}"
             elif size != sample.geometry.original:
                 self._set_aside[sample.id] = f"it is {size} pixels, its header alone said {sample.geometry.original}"
-            self._unwritten.setdefault(sample.backend, []).append((sample.name, content, header))
+            self._unwritten.setdefault(sample.backend, []).append((sample.name, sample.fingerprint, content, header))
             if time.monotonic() - self._written > COMMIT_SECONDS:
                 self._write()
 
@@ -81,13 +81,13 @@ class ContentBook:
 
     def catch_up(self, samples: Iterable[Sample]) -> None:
         """Take over the digests that other processes learned of these samples."""
-        unknown: dict[str, set[str]] = {}
+        unknown: dict[str, set[tuple[str, str]]] = {}
         for sample in samples:
             if not self.content(sample):
-                unknown.setdefault(sample.backend, set()).add(sample.name)
+                unknown.setdefault(sample.backend, set()).add((sample.name, sample.fingerprint))
         for backend, names in unknown.items():
             with open_index(self._folder / f"{backend}.sqlite") as index:
-                learned = {name: content for name, content in index.contents() if name in names}
+                learned = {name: content for name, fingerprint, content in index.contents() if (name, fingerprint) in names}
             self._contents.setdefault(backend, {}).update(learned)
 
     def _write(self) -> None:

@@ -127,9 +127,9 @@ class Index:
         for name, fingerprint, content, width, height, traits, fault in rows:
             yield name, Seen(fingerprint, content, Header(width, height, split(traits), fault))
 
-    def contents(self) -> Iterator[tuple[str, str]]:
-        """Name and digest of every image that was read whole."""
-        yield from self._base.execute("SELECT name, content FROM images WHERE content != ''")
+    def contents(self) -> Iterator[tuple[str, str, str]]:
+        """Name, fingerprint and digest of every image that was read whole."""
+        yield from self._base.execute("SELECT name, fingerprint, content FROM images WHERE content != ''")
 
     def texts(self, entries: Sequence[Entry], read: Callable[[str], tuple[str, str]], bar: OpenBar) -> tuple[dict[str, Row], Changes]:
         """Give text and encoding of caption files, read anew where they changed; one that cannot be read is not in the answer."""
@@ -237,11 +237,17 @@ def split(traits: str) -> tuple[str, ...]:
     return tuple(traits.split(",")) if traits else ()
 
 
-def record(path: Path, learned: Iterable[tuple[str, str, Header]]) -> None:
-    """Write down what images that were read whole turned out to be: name, digest of the bytes, header."""
-    rows = [(content, header.width, header.height, ",".join(header.traits), header.fault, name) for name, content, header in learned]
+def record(path: Path, learned: Iterable[tuple[str, str, str, Header]]) -> None:
+    """Write down what images that were read whole turned out to be: name, fingerprint, digest of the bytes, header.
+
+    A row that is of another file by now, since another run looks at other pictures under this dataset's id, is left as it is.
+    """
+    rows = [
+        (content, header.width, header.height, ",".join(header.traits), header.fault, name, fingerprint)
+        for name, fingerprint, content, header in learned
+    ]
     with told_plainly(path), closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as base:
-        base.executemany("UPDATE images SET content = ?, width = ?, height = ?, traits = ?, fault = ? WHERE name = ?", rows)
+        base.executemany("UPDATE images SET content = ?, width = ?, height = ?, traits = ?, fault = ? WHERE name = ? AND fingerprint = ?", rows)
         base.commit()
 
 

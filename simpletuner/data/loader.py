@@ -120,6 +120,10 @@ class Loader:
         """Tell which epoch a position lies in, and which batch of it that is."""
         return self._sampler.locate(position)
 
+    def windowed_position(self, step: int) -> int | None:
+        """Where the stream stands after so many optimizer steps, if datasets take part by steps; None if none does."""
+        return self._sampler.windowed_position(step)
+
     def batches_per_epoch(self, epoch: int = 0) -> int:
         """Batches of one epoch, over all processes."""
         return self._sampler.batches_per_epoch(epoch)

@@ -66,6 +66,11 @@ class Sampler:
         turns, order = self._timeline.epoch(epoch)
         return EpochPlan(self._lanes, epoch, turns, order)
 
+    def windowed_position(self, step: int) -> int | None:
+        """The position at which an optimizer step begins, if any dataset takes part in some steps only; None if none does."""
+        has_windows = any(lane.group.window != ALWAYS for lane in self._lanes)
+        return step * self.batches_per_step if has_windows else None
+
     def locate(self, position: int) -> tuple[int, int]:
         """Tell which epoch a position of the stream lies in, and which batch of it that is."""
         epoch = self._timeline.locate(position)

@@ -77,7 +77,7 @@ def index_shard(path: Path) -> Shard:
             try:
                 for name, member in headers(file, facts.st_size):
                     found[name] = member  # of two files of one name the last one counts, as in unpacking
-            except (tarfile.TarError, EOFError, ValueError):
+            except (tarfile.TarError, EOFError, ValueError, MemoryError, OverflowError):  # a header may claim any size
                 is_whole = False
     except OSError as error:
         raise DatasetError(f"{path.name} cannot be read: {error.strerror}") from error
@@ -117,4 +117,4 @@ def fault_of(item: tarfile.TarInfo, size_bytes: int) -> str | None:
         return "unsupported"
     if item.size >= LIMIT_BYTES:
         return "too many bytes"
-    return "truncated" if item.offset_data + item.size > size_bytes else None
+    return "truncated" if item.size < 0 or item.offset_data + item.size > size_bytes else None

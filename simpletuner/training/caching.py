@@ -19,7 +19,7 @@ from simpletuner.data.latents import LatentCache
 from simpletuner.data.loader import Loader, prompts_of
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
-from simpletuner.data.variation import Variation, expand
+from simpletuner.data.variation import Expansion, Variation, expand
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.models.family import ModelFamily
@@ -165,14 +165,20 @@ def fill_caches(
     store = Store(datasets.plan.text_cache_dir)
     fingerprint = encoders.fingerprint()
     embeds = EmbedCache(store, encoders.encode, fingerprint, config.data.text_encoder_batch_size, warn=console.warn)
-    expansions = {dataset.id: expand(discovery.samples, dataset.variation) for dataset, discovery in datasets.found}
+    long_captions = LongCaptions(memo_folder, fingerprint, family.text_tokens)
+
+    def encode_captions(datasets: Datasets) -> dict[str, Expansion]:
+        expansions = {dataset.id: expand(discovery.samples, dataset.variation) for dataset, discovery in datasets.found}
+        prompts = prompts_of(expansions.values(), config.data.caption_dropout_probability)
+        for text in shown:
+            prompts.setdefault(text, text)
+        fill_text(embeds, encoders, family, prompts, long_captions, console, accelerator)
+        return expansions
+
+    expansions = encode_captions(datasets)
     for name, expansion in expansions.items():
         for note in expansion.notes:
             console.say(f"note: dataset {name!r}: {note}")
-    prompts = prompts_of(expansions.values(), config.data.caption_dropout_probability)
-    for text in shown:
-        prompts.setdefault(text, text)
-    fill_text(embeds, encoders, family, prompts, LongCaptions(memo_folder, fingerprint, family.text_tokens), console, accelerator)
 
     vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable)
     stores = {} if config.data.vae_cache_disable else datasets.stores()
@@ -196,8 +202,10 @@ def fill_caches(
             vae.get()  # now, rather than from the loader's thread in the middle of a step
     else:
         while fill_latents(latents, datasets, console, accelerator):
-            datasets = datasets.looked_at_again(console, accelerator)
+            datasets = datasets.looked_at_again(family, console, accelerator)
             latents = cache_of(datasets)
+            vae.release()  # captions of images that now take the place of damaged ones may be new
+            expansions = encode_captions(datasets)
         vae.release()
     versions = {name: expansion.count for name, expansion in expansions.items()}
     return Caches(config, datasets, embeds, latents, vae, device.type == "cuda", datasets.variations(), versions)
@@ -240,12 +248,11 @@ def fill_latents(cache: LatentCache, datasets: Datasets, console: Console, accel
     missing = cache.missing(datasets.crops())
     say_changes(datasets, missing, console)
     accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
-    if not missing:
-        return False
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    with console.bar("latents", len(mine), "images") as bar:
-        cache.fill(mine, bar)
-    accelerator.wait_for_everyone()
+    if mine:
+        with console.bar("latents", len(mine), "images") as bar:
+            cache.fill(mine, bar)
+    accelerator.wait_for_everyone()  # also where nothing was missing: others may have looked a moment earlier
     if accelerator.num_processes > 1:
         datasets.book.catch_up(datasets.samples())
     found = torch.tensor([datasets.book.has_set_aside], device=accelerator.device)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from simpletuner.console import Console
@@ -20,7 +21,7 @@ from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
 from simpletuner.data.variation import Variation
-from simpletuner.errors import ConfigError
+from simpletuner.errors import ConfigError, DatasetError
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.options.training import Training
@@ -52,10 +53,16 @@ class Datasets:
         """Access to the pictures."""
         return ImageReader(self.backends, self.book)
 
-    def looked_at_again(self, console: Console, accelerator: Accelerator) -> Datasets:
-        """The datasets as the index knows them now, after images were read whole: without those that turned out to be damaged."""
+    def looked_at_again(self, family: ModelFamily, console: Console, accelerator: Accelerator) -> Datasets:
+        """The datasets as the index knows them now, after images were read whole: without those that turned out to be damaged.
+
+        Raises:
+            ConfigError: an image's true size makes a bucket that the model cannot take.
+        """
         with accelerator.main_process_first():
             found = tuple((dataset, discover(dataset, self.index_folder, self.seed, console)) for dataset in self.plan.datasets)
+        for dataset, discovery in found:
+            check_buckets(dataset, discovery, family)
         said = {note for _, discovery in self.found for note in discovery.notes}
         for note in (note for _, discovery in found for note in discovery.notes if note not in said):
             console.say(f"note: {note}")
@@ -143,6 +150,22 @@ def changes_of(discovery: Discovery) -> str:
     if discovery.caption_changes != Changes():
         parts.append(f"captions {discovery.caption_changes}")
     return "; ".join([*([", ".join(parts)] if parts else []), *discovery.settings])
+
+
+def refuse_disagreement(sampler: Sampler, accelerator: Accelerator) -> None:
+    """See to it that all processes found the same: each looks at the files by itself.
+
+    Raises:
+        DatasetError: they did not.
+    """
+    if accelerator.num_processes == 1:
+        return
+    mine = torch.tensor([list(bytes.fromhex(sampler.digest()))], device=accelerator.device)
+    if not bool((accelerator.gather(mine) == mine).all()):
+        raise DatasetError(
+            "the processes of this run found different images or captions",
+            hint="Files were changed while they looked, or could not be read for a moment. Start the same command again.",
+        )
 
 
 def check_buckets(dataset: ImageDataset, discovery: Discovery, family: ModelFamily) -> None:

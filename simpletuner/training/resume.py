@@ -44,7 +44,11 @@ def take_up(trainer: Trainer, checkpoint: Checkpoint, console: Console) -> None:
     trainer.restore(checkpoint.folder)
     if trainer.state.data_digest != fresh_digest:
         console.warn("images, captions, seed or batch size changed since the checkpoint: training goes on in the new order")
-        trainer.state = replace(trainer.state, data_digest=fresh_digest)
+        # Windows count optimizer steps: with other processes or another accumulation those lie elsewhere in the stream.
+        position = trainer.loader.windowed_position(trainer.state.step)
+        position = trainer.state.position if position is None else position
+        epoch, _ = trainer.loader.locate(position)
+        trainer.state = replace(trainer.state, data_digest=fresh_digest, position=position, epoch=epoch)
     if trainer.state.step > trainer.pace.total_steps:
         raise ConfigError(
             f"{checkpoint.folder.name} has {trainer.state.step} steps, the run is to end at {trainer.pace.total_steps}",

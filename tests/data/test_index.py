@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from simpletuner.data.backends.local import LocalBackend, LocalOptions
-from simpletuner.data.index import Changes, open_index
+from simpletuner.data.faults import Header
+from simpletuner.data.index import Changes, open_index, record
 from simpletuner.errors import DatasetError, MemoryLimitError
 
 
@@ -246,3 +247,19 @@ def test_a_killed_start_keeps_what_it_had_found(save, look, reader):
     assert opened == 40
     assert 0 < len(reader.opened) <= 300 - 20
     assert changes.new == len(reader.opened)
+
+
+def test_what_is_learned_of_a_file_is_not_written_onto_another_one_of_its_name(tmp_path):
+    path = tmp_path / "set.sqlite"
+    with open_index(path):
+        pass
+    with closing(sqlite3.connect(path)) as base:
+        base.execute("INSERT INTO images VALUES ('0.png', 1, 2, 'this file', '', 8, 8, '', NULL)")
+        base.commit()
+
+    record(path, [("0.png", "the other run's file", "its digest", Header(8, 8))])
+    with open_index(path) as index:
+        assert list(index.contents()) == []
+    record(path, [("0.png", "this file", "a digest", Header(8, 8))])
+    with open_index(path) as index:
+        assert list(index.contents()) == [("0.png", "this file", "a digest")]

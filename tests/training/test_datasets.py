@@ -139,3 +139,16 @@ def test_two_processes_agree_on_pictures_that_only_one_of_them_found_damaged(tmp
     assert words.count("1 (damaged.jpg) skipped, truncated") == 1
     assert "8 new; 8 to encode" in words
     assert "7 images in 1 bucket" in " ".join(words.split())
+
+
+def test_windows_count_steps_also_when_a_run_goes_on_with_another_accumulation(tmp_path, capsys):
+    plain = {"id": "pictures", "type": "local", "instance_data_dir": "pictures", "caption_strategy": "filename", "crop": True, "end_step": 6}
+    options = {"datasets": [plain], "pictures": 8, "train_batch_size": 1, "checkpoint_step_interval": 3}
+    write_run(tmp_path, **options, gradient_accumulation_steps=2, max_train_steps=3)
+    assert train_in_process(tmp_path) == 0
+    write_run(tmp_path, **options, gradient_accumulation_steps=1, max_train_steps=6)
+
+    assert train_in_process(tmp_path) == 0, capsys.readouterr().err
+
+    state = json.loads((tmp_path / "output" / "checkpoint-6" / "training_state.json").read_text())
+    assert state["position"] == 6

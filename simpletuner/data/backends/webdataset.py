@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from simpletuner.data.backend import DataBackend, DatasetOptions, Entry, check_name, refused, stamp
+from simpletuner.data.backend import DataBackend, DatasetOptions, Entry, check_name, readable, refused, stamp
 from simpletuner.data.backends.local import is_inside
-from simpletuner.data.captions import decode
+from simpletuner.data.captions import STRATEGIES, decode
 from simpletuner.data.columns import captions_in
 from simpletuner.data.examine import examined
 from simpletuner.data.faults import FOREIGN_SUFFIXES, SUFFIXES
@@ -70,7 +70,9 @@ class WebdatasetBackend(DataBackend):
             if not shard.is_whole:
                 yield Entry(name, shard.size_bytes, shard.modified_ns, fault="truncated" if shard.members else "broken")
             for inner, member in sorted(shard.members.items()):
-                if member.fault == "outside":
+                if readable(inner) != inner:
+                    yield Entry(f"{name}/{readable(inner)}", 0, 0, fault="unreadable")
+                elif member.fault == "outside":
                     yield refused(f"{name}/{inner}")
                 else:
                     mark = stamp(shard.size_bytes, shard.modified_ns, member.offset)
@@ -103,7 +105,8 @@ class WebdatasetBackend(DataBackend):
     def _captions(self, shard: Shard, inner: str) -> tuple[str, ...] | None:
         """What the .json file of a sample says as "caption", else the lines of its .txt file; None for all but images."""
         stem, suffix = os.path.splitext(inner)
-        is_wanted = self._options.caption_strategy in (None, "webdataset")  # else many small reads are for nothing
+        strategy = self._options.caption_strategy
+        is_wanted = strategy is None or (strategy in STRATEGIES and STRATEGIES[strategy].is_of_place)  # else many small reads are for nothing
         if suffix.lower() not in SUFFIXES | FOREIGN_SUFFIXES or not is_wanted:
             return None
         told = captions_in(described(text)) if (text := text_in(shard, f"{stem}.json")) else ()

@@ -246,3 +246,31 @@ def test_shards_are_a_dataset_like_a_folder_under_both_names(plan_of, save, cons
     assert one == other
     assert [(sample.id, sample.captions) for sample in found.samples] == [("set/x.tar/a.png", ("a cat",))]
     assert found.skipped == {"broken": ("x.tar/c.png",), "no caption": ("x.tar/b.png",)}
+
+
+@pytest.mark.parametrize("strategy", ["webdataset", "jsonl", "parquet", "csv", "huggingface"])
+def test_every_strategy_of_a_place_that_knows_captions_takes_them(shards, strategy):
+    write_tar(Path("shards/a.tar"), {"1.png": b"png", "1.txt": b"a cat"})
+
+    assert [entry.captions for entry in shards(caption_strategy=strategy).list() if entry.name.endswith(".png")] == [("a cat",)]
+
+
+@pytest.mark.parametrize("size", ["-1536", str(2**40), str(2**70)])
+def test_a_header_that_claims_an_impossible_size_is_no_crash(shards, size):
+    item = tarfile.TarInfo("1.png")
+    item.pax_headers = {"size": size}
+    write_tar(Path("shards/a.tar"), {"1.png": item, "2.png": b"png"})
+
+    faults = {entry.name: entry.fault for entry in shards().list()}
+
+    assert faults and set(faults.values()) - {None}
+
+
+def test_a_name_that_is_no_text_is_unreadable(shards):
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    write_tar(Path("shards/a.tar"), {name: b"png", "good.png": b"png"}, format=tarfile.GNU_FORMAT)
+
+    entries = list(shards().list())
+
+    assert sorted(entry.fault or "" for entry in entries) == ["", "unreadable"]
+    assert all(entry.name.encode() for entry in entries)
