@@ -29,7 +29,7 @@ from simpletuner.randomness import seed_from
 from simpletuner.reporting.tracker import Trackers, start_trackers
 from simpletuner.training.caching import fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
-from simpletuner.training.datasets import Datasets, find_datasets, refuse_disagreement, total_steps
+from simpletuner.training.datasets import Datasets, find_datasets, total_steps
 from simpletuner.training.ema import Ema
 from simpletuner.training.finish import call_arguments, finish, metadata_of
 from simpletuner.training.machine import start_accelerator
@@ -107,8 +107,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     datasets = find_datasets(config, family, variables, console, accelerator)
     refuse_regularisation_of_full(adapter, datasets)
 
-    sampler = datasets.sampler(config)
-    refuse_disagreement(sampler, accelerator)
+    sampler = datasets.sampler(config, accelerator)
     find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None))
     if config.adapters.init_lora and not config.adapters.init_lora.exists():
         raise ConfigError(f"init_lora {config.adapters.init_lora} does not exist", hint="Give a folder that a run saved, or a .safetensors file.")
@@ -118,8 +117,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     caches = fill_caches(config, family, datasets, prompts_to_show(shown), console, accelerator)
     if caches.datasets is not datasets:  # images turned out to be damaged when they were read
         datasets = caches.datasets
-        sampler = datasets.sampler(config)
-    refuse_disagreement(sampler, accelerator)
+        sampler = datasets.sampler(config, accelerator)
     held.callback(datasets.book.save)
     loader = caches.loader(sampler)
 

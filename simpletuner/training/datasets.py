@@ -87,11 +87,11 @@ class Datasets:
             for dataset, discovery in self.found
         ]
 
-    def sampler(self, config: TrainConfig) -> Sampler:
+    def sampler(self, config: TrainConfig, accelerator: Accelerator) -> Sampler:
         """The order in which all of this is drawn.
 
         Raises:
-            DatasetError: a dataset cannot fill one optimizer step.
+            DatasetError: a dataset cannot fill one optimizer step, or the processes found different ones.
             ConfigError: at some step of the run no dataset takes part.
         """
         training = config.training
@@ -99,6 +99,7 @@ class Datasets:
             check_size(group, training.train_batch_size, training.gradient_accumulation_steps, training.num_processes)
         sampler = Sampler(self.groups(), training.train_batch_size, training.seed, training.gradient_accumulation_steps * training.num_processes)
         total_steps(training, sampler)
+        refuse_disagreement(sampler, accelerator)
         return sampler
 
     def facts(self, batch_size: int, versions: Mapping[str, str]) -> list[DatasetFacts]:
