@@ -121,7 +121,8 @@ def tidy(text: str, before: str) -> str:
     """
     lines = [tidy_line(line) for line in text.splitlines()]
     text = "\n".join(line for line in lines if line)
-    return text if before.rstrip().endswith((",", ";")) else text.rstrip(" \t,;")
+    kept = text if before.rstrip().endswith((",", ";")) else text.rstrip(" \t,;")
+    return kept if kept == text else tidy(kept, before)  # a dot before that separator may stand alone now
 
 
 def tidy_line(line: str) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simpletuner.data.filters import apply, parse, read_filters, tidy
@@ -84,6 +84,7 @@ def test_a_comma_at_the_end_goes_unless_it_was_there_before():
     assert filtered("a cat, red,", "red") == "a cat,"
 
 
+@example(".;\n.")
 @given(st.text(" ab,;.\n", max_size=20))
 def test_what_is_tidy_stays_as_it_is(text):
     once = tidy(text, text)
