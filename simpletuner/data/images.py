@@ -56,8 +56,11 @@ def read_pixels(data: bytes, geometry: Geometry, name: str) -> Tensor:
     return pixels.permute(2, 0, 1).to(torch.float32).div(127.5).sub(1.0).contiguous()  # (3, H, W)
 
 
-def decode_rgb(data: bytes, name: str) -> Image.Image:
+def decode_rgb(data: bytes, name: str, longest_px: int | None = None) -> Image.Image:
     """Decode the first frame, upright, as 8-bit RGB in sRGB, transparency on white.
+
+    Args:
+        longest_px: for a look at it only: no side is longer, and a JPEG is decoded at a fraction of its size.
 
     Raises:
         DatasetError: the bytes are damaged.
@@ -66,8 +69,13 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
         with open_image(data) as image:
             turn = 1 if image.format == "TIFF" else orientation(image, data)  # Pillow turns a TIFF when it decodes it
             has_16_bits = is_16_bit(image, data)
+            if longest_px is not None:
+                image.draft(None, (2 * longest_px, 2 * longest_px))  # without effect on other formats
             image.load()
             flat = flatten(image, has_16_bits)
+            if longest_px is not None and max(flat.size) > longest_px:
+                scale = longest_px / max(flat.size)
+                flat = flat.resize((max(1, round(flat.width * scale)), max(1, round(flat.height * scale))), Image.Resampling.BOX)
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make Pillow's decoders fail with nearly any error

@@ -14,7 +14,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +22,7 @@ from typing import Any
 
 import PIL
 
-from simpletuner.console import Bar
-from simpletuner.data.backend import DataBackend, Entry
+from simpletuner.data.backend import DataBackend, Entry, OpenBar
 from simpletuner.data.examine import examined
 from simpletuner.data.faults import Header, glance, look
 from simpletuner.errors import DatasetError, MemoryLimitError
@@ -45,7 +44,6 @@ CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, size_bytes INT, modifie
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 Row = tuple[Any, ...]
-OpenBar = Callable[[int], AbstractContextManager[Bar]]
 
 
 @dataclass(frozen=True, slots=True)

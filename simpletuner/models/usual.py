@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from simpletuner.options.diffusion import Diffusion
+
 RELEASED_ALIGNMENT_PX = 64
 """Of pictures of a thousand pixels a side this makes a few dozen buckets; in most models' own 16 px there would be hundreds."""
 
@@ -105,6 +107,12 @@ class UsualFamily(ModelFamily):
 
     # Looking.
 
+    def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
+        return self.pipeline_around(denoiser, vae, self.sampler())
+
+    def pipeline_text_arguments(self) -> dict[str, Any]:
+        return {"max_sequence_length": self.text_tokens}
+
     def pipeline_around(self, denoiser: nn.Module, vae: nn.Module, scheduler: Any, **parts: Any) -> Any:
         """The family's pipeline with these parts and no text encoders."""
         import diffusers
@@ -135,3 +143,13 @@ class UsualFamily(ModelFamily):
     @cached_property
     def _scaling(self) -> Scaling:
         return scaling_of(self.vae_config, self.vae_has_shift)
+
+
+def pooled_inputs(text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Embeddings `prompt` and `pooled` of a prompt and a negative one, as the pipelines name them."""
+    return {
+        "prompt_embeds": text["prompt"],
+        "pooled_prompt_embeds": text["pooled"],
+        "negative_prompt_embeds": negative["prompt"],
+        "negative_pooled_prompt_embeds": negative["pooled"],
+    }

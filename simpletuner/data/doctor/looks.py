@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from simpletuner.data.backend import DataBackend
-from simpletuner.data.faults import Header, is_16_bit, look, open_image, orientation
-from simpletuner.data.images import TURNS, decode_rgb, flatten
+from simpletuner.data.faults import Header, look
+from simpletuner.data.images import decode_rgb
 from simpletuner.data.index import digest
 from simpletuner.errors import DatasetError
 
@@ -58,7 +58,7 @@ def look_at(data: bytes, name: str, *, decodes: bool) -> Look:
     try:
         if decodes:
             decode_rgb(data, name)
-        small = decode_small(data, SMALL_PX)
+        small = decode_rgb(data, name, SMALL_PX)
     except DatasetError as error:  # the same rules as when training comes to it
         return Look(content, Header(fault="truncated" if "truncated" in error.message.lower() else "broken"))
     colours = small.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX).tobytes()
@@ -70,27 +70,6 @@ def difference_hash(image: Image.Image) -> int:
     greys = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     bits = greys[:, :-1] > greys[:, 1:] + MARGIN
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def decode_small(data: bytes, longest_px: int) -> Image.Image:
-    """Decode an image upright, as RGB, with no side over `longest_px`; a JPEG is only decoded at a fraction of its size.
-
-    Raises:
-        DatasetError: the bytes are damaged.
-    """
-    try:
-        with open_image(data) as image:
-            turn = 1 if image.format == "TIFF" else orientation(image, data)  # Pillow turns a TIFF when it decodes it
-            has_16_bits = is_16_bit(image, data)
-            image.draft(None, (2 * longest_px, 2 * longest_px))  # without effect on other formats
-            flat = flatten(image, has_16_bits)
-            scale = min(1.0, longest_px / max(flat.size))
-            small = flat.resize((max(1, round(flat.width * scale)), max(1, round(flat.height * scale))), Image.Resampling.BOX)
-            return small.transpose(TURNS[turn]) if turn in TURNS else small
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes make Pillow's decoders fail with nearly any error
-        raise DatasetError(f"cannot be decoded: {error}", hint="Replace or remove the file.") from error
 
 
 def look_at_all(backend: DataBackend, names: Sequence[str], *, decodes: bool, advance: Callable[[], None]) -> list[Look]:

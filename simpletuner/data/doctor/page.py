@@ -14,9 +14,10 @@ from simpletuner.console import Console
 from simpletuner.data.backend import DataBackend
 from simpletuner.data.doctor.examine import is_eval
 from simpletuner.data.doctor.findings import Examined, Problem, Report, kind_of, percent
-from simpletuner.data.doctor.looks import decode_small, in_threads
+from simpletuner.data.doctor.looks import in_threads
 from simpletuner.data.doctor.table import size_of, verdict
 from simpletuner.data.faults import RULES
+from simpletuner.data.images import decode_rgb
 from simpletuner.errors import DatasetError
 from simpletuner.types import Sample
 
@@ -87,7 +88,7 @@ def pictures(backend: DataBackend, names: Sequence[str]) -> Iterator[str]:
 
     def draw(name: str) -> str:
         try:
-            image = decode_small(backend.read(name), THUMBNAIL_PX)
+            image = decode_rgb(backend.read(name), name, THUMBNAIL_PX)
         except DatasetError:
             return ""
         data = b""

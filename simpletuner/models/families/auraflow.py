@@ -101,9 +101,6 @@ class AuraFlow(UsualFamily):
 
     # Looking.
 
-    def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
-        return self.pipeline_around(denoiser, vae, self.sampler())
-
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
             "prompt_embeds": text["prompt"],
@@ -111,9 +108,6 @@ class AuraFlow(UsualFamily):
             "negative_prompt_embeds": negative["prompt"],
             "negative_prompt_attention_mask": negative["mask"],
         }
-
-    def pipeline_text_arguments(self) -> dict[str, Any]:
-        return {"max_sequence_length": self.text_tokens}
 
     @property
     def _patch(self) -> int:

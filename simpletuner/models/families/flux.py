@@ -93,11 +93,5 @@ class Flux(UsualFamily):
 
     # Looking.
 
-    def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
-        return self.pipeline_around(denoiser, vae, self.sampler())
-
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"prompt_embeds": text["prompt"], "pooled_prompt_embeds": text["pooled"]}  # a distilled model takes no negative prompt
-
-    def pipeline_text_arguments(self) -> dict[str, Any]:
-        return {"max_sequence_length": self.text_tokens}

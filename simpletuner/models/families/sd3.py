@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from simpletuner.models.clip import encode_penultimate
 from simpletuner.models.flow import flow_matching
 from simpletuner.models.text import TextEncoder, count_tokens, encode_unmasked
-from simpletuner.models.usual import UsualFamily
+from simpletuner.models.usual import UsualFamily, pooled_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,9 +75,6 @@ class StableDiffusion3(UsualFamily):
     def text_tokens(self) -> int:
         return self.options.tokenizer_max_length or TEXT_TOKENS
 
-    def pipeline_text_arguments(self) -> dict[str, Any]:
-        return {"max_sequence_length": self.text_tokens}
-
     # Training.
 
     def process(self, options: Diffusion) -> FlowMatching:
@@ -101,13 +98,5 @@ class StableDiffusion3(UsualFamily):
 
     # Looking.
 
-    def pipeline(self, denoiser: nn.Module, vae: nn.Module, options: Diffusion) -> Any:
-        return self.pipeline_around(denoiser, vae, self.sampler())
-
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["prompt"],
-            "pooled_prompt_embeds": text["pooled"],
-            "negative_prompt_embeds": negative["prompt"],
-            "negative_pooled_prompt_embeds": negative["pooled"],
-        }
+        return pooled_inputs(text, negative)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from simpletuner.models.clip import encode_penultimate
 from simpletuner.models.text import TextEncoder
 from simpletuner.models.unet import UNetFamily
+from simpletuner.models.usual import pooled_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,12 +56,7 @@ class StableDiffusionXL(UNetFamily):
         return self.pipeline_around(denoiser, vae, self.sampling_schedule(options), add_watermarker=False)
 
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["prompt"],
-            "pooled_prompt_embeds": text["pooled"],
-            "negative_prompt_embeds": negative["prompt"],
-            "negative_pooled_prompt_embeds": negative["pooled"],
-        }
+        return pooled_inputs(text, negative)
 
 
 def size_conditioning(sample: Sample) -> tuple[int, int, int, int, int, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageEnhance
 
-from simpletuner.data.doctor.looks import decode_small, look_at
+from simpletuner.data.doctor.looks import look_at
+from simpletuner.data.images import decode_rgb
 from tests.builders.demonstration import encoded, landscape
 
 
@@ -38,14 +39,14 @@ def test_every_mode_and_orientation_has_the_look_of_what_is_trained_on():
 
     assert looks[0].hash == looks[1].hash
     assert bin(looks[0].hash ^ looks[2].hash).count("1") <= 6
-    assert decode_small(encoded(turned, "JPEG", exif=tags), 32).size == (32, 24)
+    assert decode_rgb(encoded(turned, "JPEG", exif=tags), "a.jpg", 32).size == (32, 24)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_modes_decode_to_small_rgb(mode):
     image = Image.new("I;16", (300, 200), 40000) if mode == "I;16" else landscape(300, 200, 1).convert(mode)
 
-    small = decode_small(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), 100)
+    small = decode_rgb(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), "a.png", 100)
 
     assert (small.mode, small.size) == ("RGB", (100, 67))
 
