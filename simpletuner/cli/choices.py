@@ -13,6 +13,7 @@ from simpletuner.errors import ConfigError, choose
 from simpletuner.memory.precision import PRECISIONS
 from simpletuner.models.family import ModelFamily
 from simpletuner.optim.catalogue import OPTIMIZERS
+from simpletuner.options.effects import OF_OTHERS
 
 FAMILIES = "simpletuner.models.families"
 TRACKERS = "simpletuner.reporting.trackers"
@@ -63,9 +64,10 @@ def family_defaults(name: str, flavour: str | None) -> Mapping[str, Any]:
     return kind.defaults
 
 
-def objective_of(name: str) -> str:
-    """Whether a family learns by flow matching or by denoising."""
-    return family_of(name).objective
+def idle_of(name: str) -> Mapping[str, str]:
+    """The options that have no effect in a family, and why."""
+    kind = family_of(name)
+    return {**OF_OTHERS[kind.objective], **kind.idle}
 
 
 def _family_sentence(name: str) -> str:

@@ -35,6 +35,8 @@ class ModelFamily(ABC):
     """Flavour name to hub id; the first is the default."""
     objective: ClassVar[Literal["flow", "denoising"]]
     """Which of the options of the objective have an effect: those of flow matching, or those of epsilon and v prediction."""
+    idle: ClassVar[Mapping[str, str]] = {}
+    """Options without effect in this family, besides those of other objectives, to the reason."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option key to the value that this family prefers over the general default."""
     class_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}

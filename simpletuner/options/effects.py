@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from simpletuner.options.train_config import TrainConfig
@@ -71,20 +71,20 @@ DENOISING = (
     "prediction_type rescale_betas_zero_snr snr_gamma offset_noise input_perturbation timestep_bias_strategy disable_segmented_timestep_sampling"
 )
 OF_OTHERS = {
-    "flow": Idle(DENOISING, lambda c: True, "the model learns by flow matching, they belong to U-Net models"),
-    "denoising": Idle(FLOW, lambda c: True, "the model predicts noise or velocity, they belong to flow matching"),
+    "flow": {DENOISING: "the model learns by flow matching, they belong to U-Net models"},
+    "denoising": {FLOW: "the model predicts noise or velocity, they belong to flow matching"},
 }
-"""A family's objective to the options that belong to others."""
+"""A family's objective to the options that belong to others, and the reason."""
 
 
-def without_effect(config: TrainConfig, given: Collection[str], objective: str | None = None) -> list[str]:
+def without_effect(config: TrainConfig, given: Collection[str], idle_of_family: Mapping[str, str] | None = None) -> list[str]:
     """Name, reason by reason, the options among those `given` that are not off and will do nothing.
 
     Args:
-        objective: of the family, if it is known.
+        idle_of_family: keys, with blanks between several, that do nothing in the family, to the reason.
     """
     said: list[str] = []
-    for idle in [*IDLE, *([OF_OTHERS[objective]] if objective else [])]:
+    for idle in [*IDLE, *(Idle(keys, lambda c: True, because) for keys, because in (idle_of_family or {}).items())]:
         keys = [key for key in idle.keys.split() if key in given and config.value(key) not in OFF]
         if keys and idle.when(config):
             verb = "has" if len(keys) == 1 else "have"

@@ -144,6 +144,19 @@ def test_validation_shows_what_diffusers_and_lycoris_render_without_us(tmp_path,
     assert numpy.abs(adapted - base).max() > 1
 
 
+@pytest.mark.parametrize(
+    ("family_name", "key", "value"),
+    [("flux", "validation_negative_prompt", "blurry"), ("sd3", "distilled_guidance", 3.5), ("sdxl", "distilled_guidance", 3.5)],
+)
+def test_what_a_family_does_not_use_is_said(tmp_path, capfd, family_name, key, value):
+    write_run(tmp_path, **options_of(family_name), **{**LOOKING, key: value})
+
+    assert train_in_process(tmp_path, "--dry-run") == 0
+
+    said = [line for line in capfd.readouterr().out.splitlines() if "no effect" in line]
+    assert any(key in line for line in said), said
+
+
 def test_a_plain_lora_loads_in_diffusers(tmp_path, name):
     write_run(tmp_path, **options_of(name), **LOOKING, **KINDS["lora"])
     assert train_in_process(tmp_path) == 0

@@ -78,7 +78,7 @@ def read_options(place: Place, flags: Sequence[Setting]) -> Loaded:
 
     Variables of an .env file that are no options are put into the environment, for libraries.
     """
-    from simpletuner.cli.choices import family_defaults, known_names, objective_of
+    from simpletuner.cli.choices import family_defaults, idle_of, known_names
     from simpletuner.cli.launch import is_launched
     from simpletuner.options.load import load_config
     from simpletuner.options.sources import Setting, read_environment, read_file
@@ -95,7 +95,7 @@ def read_options(place: Place, flags: Sequence[Setting]) -> Loaded:
     return load_config(
         [*settings, *read_environment(os.environ), *flags, *launched],
         family_defaults,
-        objective_of=objective_of,
+        idle_of=idle_of,
         choices=known_names(),
         variables={"example": str(place.example)} if place.example else {},
         environ=os.environ,

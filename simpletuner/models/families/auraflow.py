@@ -34,6 +34,7 @@ class AuraFlow(UsualFamily):
         "pony": "purplesmartai/pony-v7-base",
     }
     objective: ClassVar = "flow"
+    idle: ClassVar = {"distilled_guidance": "the model is not distilled from guidance"}
     defaults: ClassVar = {"flow_schedule_shift": 1.73, "validation_guidance": 3.5}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),

@@ -27,6 +27,7 @@ SHIFT = 3.0
 
 class Flux(UsualFamily):
     objective: ClassVar = "flow"
+    idle: ClassVar = {"validation_negative_prompt": "a model distilled from guidance takes no negative prompt"}
     flavours: ClassVar = {
         "krea": "black-forest-labs/FLUX.1-Krea-dev",
         "dev": "black-forest-labs/FLUX.1-dev",

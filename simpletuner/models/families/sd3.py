@@ -28,6 +28,7 @@ TIME_SCALE = 1000
 
 class StableDiffusion3(UsualFamily):
     objective: ClassVar = "flow"
+    idle: ClassVar = {"distilled_guidance": "the model is not distilled from guidance"}
     flavours: ClassVar = {
         "medium": "stabilityai/stable-diffusion-3.5-medium",
         "large": "stabilityai/stable-diffusion-3.5-large",
