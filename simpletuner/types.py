@@ -83,6 +83,10 @@ class Batch:
     """Raw, as the VAE gave them: `mean` and `std`, each (B, C, h, w)."""
     text: Mapping[str, Tensor]
     """The family's own names, e.g. `prompt` (B, T, D) and `mask` (B, T)."""
+    mask: Tensor | None = None
+    """(B, 1, h, w) in [0, 1], by which each place of the loss is multiplied; None is 1 everywhere."""
+    references: tuple[Mapping[str, Tensor], ...] = ()
+    """Of each reference picture, raw latents as in `latents`."""
 
     @property
     def is_regularisation(self) -> bool:
@@ -103,3 +107,5 @@ class Noised:
     """(B,), by which each sample's loss is multiplied; None is by 1."""
     guidance: Tensor | None = None
     """(B,), what a model distilled from guidance is told; None tells it nothing."""
+    drift: Tensor | None = None
+    """(B, C, h, w), how far a rollout left the latents from where mixing in noise would have put them; None was not rolled out."""

@@ -35,7 +35,8 @@ class EntryOptions(BaseModel):
     type: str = "local"
     """The place where its data lies."""
     dataset_type: str = "image"
-    """What it holds: `image`, or `text_embeds` to say where text embeddings are cached."""
+    """What it holds: `image`, `eval` (pictures that are never trained on), `conditioning` (masks and references of other pictures),
+    or `text_embeds` to say where text embeddings are cached."""
     disabled: bool = False
     """Leave this entry out; nothing in it is checked."""
 
@@ -145,6 +146,12 @@ class DatasetOptions(EntryOptions):
     """Folder of its latents; by default `vae/<model_family>/<id>` in `cache_dir`."""
     text_embeds: str | None = None
     """Id of a `text_embeds` entry."""
+    conditioning_data: tuple[str, ...] = ()
+    """Id of a conditioning dataset that goes along with this one, or a list of several."""
+    conditioning_type: str | None = None
+    """Of a conditioning dataset: `mask`, `segmentation`, `reference_strict` or `reference_loose`."""
+    source_dataset_id: str | None = None
+    """Of a conditioning dataset: the dataset with whose pictures it goes along, if that one does not name it."""
 
     @property
     def knows_captions(self) -> bool:
@@ -155,9 +162,9 @@ class DatasetOptions(EntryOptions):
         """Say what is wrong between keys of this place."""
         yield from ()
 
-    @field_validator("instance_prompt", mode="before")
+    @field_validator("instance_prompt", "conditioning_data", mode="before")
     @classmethod
-    def _one_prompt_is_a_list_of_one(cls, value: Any) -> Any:
+    def _one_text_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @field_validator("caption_shuffle", mode="before")

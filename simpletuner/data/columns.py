@@ -87,6 +87,13 @@ class Described:
     size: Size | None
 
 
+def open_place(backend_type: type[DataBackend], options: DatasetOptions) -> DataBackend:
+    """Give access to a place, with the table beside its images if it has one."""
+    backend = backend_type(options)
+    table = options.parquet if isinstance(options, TableOptions) else None
+    return TableBackend(backend, table) if table else backend
+
+
 class TableBackend(DataBackend):
     """The files of another place, with the captions and sizes of a table."""
 

@@ -18,7 +18,7 @@ from simpletuner.data.faults import RULES, Header, look
 from simpletuner.data.images import read_pixels
 from simpletuner.data.index import COMMIT_SECONDS, digest, open_index, record
 from simpletuner.errors import DatasetError
-from simpletuner.types import Sample, Size
+from simpletuner.types import Geometry, Sample, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,12 +100,15 @@ class ContentBook:
 class ImageReader:
     """The images of a run, read whole when their latents are made."""
 
-    def __init__(self, backends: Mapping[str, DataBackend], book: ContentBook) -> None:
+    def __init__(
+        self, backends: Mapping[str, DataBackend], book: ContentBook, decode: Callable[[bytes, Geometry, str], Tensor] = read_pixels
+    ) -> None:
         """
         Args:
             backends: by dataset id.
+            decode: makes (C, H, W) of a file's bytes, as `images.read_pixels` does.
         """
-        self._backends, self._book = backends, book
+        self._backends, self._book, self._decode = backends, book, decode
 
     def content(self, sample: Sample) -> str:
         return self._book.content(sample)
@@ -133,7 +136,7 @@ class ImageReader:
 
         def pixels() -> Tensor:
             try:
-                return read_pixels(data, sample.geometry, sample.id)
+                return self._decode(data, sample.geometry, sample.id)
             except DatasetError as error:
                 fault = "truncated" if "truncated" in error.message.lower() else "broken"
                 self._book.learn(sample, content, Header(fault=fault))

@@ -43,6 +43,8 @@ RULES = {
     "too small": "under minimum_image_size",
     "aspect": "outside minimum_aspect_ratio to maximum_aspect_ratio",
     "no caption": "it has no caption file, or the table, column or shard has none for it",
+    "no companion": "its mask or reference is missing: a file of the same name in each of its conditioning datasets",
+    "other shape": "its mask or strict reference has another width over height",
     "not drawn": "beyond max_num_samples",
 }
 """Why an image is skipped. None is ever deleted."""

@@ -42,18 +42,60 @@ def read_pixels(data: bytes, geometry: Geometry, name: str) -> Tensor:
     """
     import torch  # here, so that who only wants images waits for no torch
 
+    image = cut(decode_as(data, geometry, name), geometry, Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image))  # (H, W, 3), bytes
+    return pixels.permute(2, 0, 1).to(torch.float32).div(127.5).sub(1.0).contiguous()  # (3, H, W)
+
+
+def read_mask(data: bytes, geometry: Geometry, name: str) -> Tensor:
+    """Decode a mask as its geometry says: how much each pixel counts is its red.
+
+    Returns:
+        (1, H, W), float32 in [0, 1].
+
+    Raises:
+        DatasetError: as `read_pixels` does.
+    """
+    return weights(decode_as(data, geometry, name).getchannel("R"), geometry)
+
+
+def read_segmentation(data: bytes, geometry: Geometry, name: str) -> Tensor:
+    """Decode a segmentation as its geometry says: what is not black counts.
+
+    Returns:
+        (1, H, W), float32 in [0, 1].
+
+    Raises:
+        DatasetError: as `read_pixels` does.
+    """
+    counts = np.asarray(decode_as(data, geometry, name)).any(axis=2)  # before resizing, which would smear dark colours into black
+    return weights(Image.fromarray(counts.astype(np.uint8) * 255), geometry)
+
+
+def weights(image: Image.Image, geometry: Geometry) -> Tensor:
+    import torch
+
+    image = cut(image, geometry, Image.Resampling.BILINEAR)  # not Lanczos: it overshoots at edges
+    return torch.from_numpy(np.array(image))[None].to(torch.float32).div(255.0)  # (1, H, W)
+
+
+def decode_as(data: bytes, geometry: Geometry, name: str) -> Image.Image:
+    """Decode an image of a known size."""
     image = decode_rgb(data, name)
     if Size(*image.size) != geometry.original:
         raise DatasetError(
             f"{name} is {Size(*image.size)} pixels, but was {geometry.original} when the run began",
             hint="It was changed since; start the same command again.",
         )
+    return image
+
+
+def cut(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) -> Image.Image:
+    """Resize and crop."""
     resized, crop = geometry.resized, geometry.crop
     if geometry.original != resized:
-        image = image.resize((resized.width, resized.height), Image.Resampling.LANCZOS)
-    image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
-    pixels = torch.from_numpy(np.array(image))  # (H, W, 3), bytes
-    return pixels.permute(2, 0, 1).to(torch.float32).div(127.5).sub(1.0).contiguous()  # (3, H, W)
+        image = image.resize((resized.width, resized.height), resampling)
+    return image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
 
 
 def decode_rgb(data: bytes, name: str, longest_px: int | None = None) -> Image.Image:

@@ -57,10 +57,11 @@ IDLE: Idle = {
     **idle("belongs into a text_embeds entry, where it holds for every dataset that uses it", "caption_filter_list"),
     **idle(LATER, "vae_cache_clear_each_epoch max_upscale_threshold slider_strength timestep_sampling_offset"),
     **idle(LATER, "disable_after_epoch_step"),
-    **idle(LATER, "conditioning conditioning_data conditioning_type source_dataset_id image_embeds conditioning_image_embeds video audio"),
+    **idle(LATER, "conditioning image_embeds conditioning_image_embeds video audio"),
     **idle(
         "belongs to datasets of another type",
         """
+        conditioning_data conditioning_type source_dataset_id
         instance_data_dir parquet huggingface dataset_name split revision image_column caption_column streaming source
         csv_file csv_caption_column csv_url_column csv_cache_dir
         aws_bucket_name aws_region_name aws_endpoint_url aws_access_key_id aws_secret_access_key aws_data_prefix

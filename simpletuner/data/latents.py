@@ -283,7 +283,6 @@ class LatentCache:
         answers = self._encoder.rows(torch.stack([made.pixels for made in ready]))
         rows = [{name: tensor.float() for name, tensor in row.items()} for row in answers]
         for made, row in zip(ready, rows):
-            assert row.keys() == {"mean", "std"}, "the VAE answers mean and std"
             if not is_finite(row):
                 problems[made.sample] = "the VAE's answer is not finite; vae_dtype fp32 or bf16 does not overflow"
         return [(made, row) for made, row in zip(ready, rows) if made.sample not in problems]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import count as count_from
 from itertools import islice
 from types import MappingProxyType
@@ -37,7 +38,20 @@ class LatentSource(Protocol):
     """Where latents come from; a LatentCache is one."""
 
     def read_batch(self, samples: Sequence[Sample]) -> Sequence[Mapping[str, Tensor] | None]:
-        """`mean` and `std`, (C, h, w) each, of samples of one dataset and one bucket; None is an image to be left out."""
+        """Tensors of samples of one dataset and one bucket, of pictures `mean` and `std`, (C, h, w) each; None is an image to be left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What goes along with the pictures of a dataset: its masks, or one of its sets of references."""
+
+    is_mask: bool
+    of: Callable[[Sample], Sample]
+    """A picture's companion, cut as that is."""
+    rows: LatentSource
+    """Of companions: `mask` (1, h, w), or `mean` and `std` of a reference."""
+    digest: str
+    """Identity of all its files."""
 
 
 class TextSource(Protocol):
@@ -45,6 +59,16 @@ class TextSource(Protocol):
 
     def read(self, prompt: str) -> Mapping[str, Tensor]:
         """A prompt's tensors, without a batch axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """One sample of a batch, with all that was read for it."""
+
+    sample: Sample
+    draw: int
+    tensors: Sequence[Mapping[str, Tensor]]
+    """Latents, then what goes along."""
 
 
 class Loader:
@@ -59,6 +83,8 @@ class Loader:
         caption_dropout: float,
         seed: int,
         variations: Mapping[str, Variation] = MappingProxyType({}),
+        besides: Mapping[str, Sequence[Beside]] = MappingProxyType({}),
+        mask_probability: float = 1.0,
         prefetch: int = 4,
         pin_memory: bool = False,
     ) -> None:
@@ -66,11 +92,14 @@ class Loader:
         Args:
             caption_dropout: probability that a draw is trained with the empty prompt.
             variations: dataset id to the versions of its captions; of other datasets they are shown as they are.
+            besides: dataset id to what goes along with its pictures.
+            mask_probability: that a draw is trained with its mask, where it has one.
             prefetch: batches read ahead by threads; 0 reads when asked. The batches are the same.
             pin_memory: put them into page-locked memory, from which an accelerator copies faster.
         """
         self._sampler, self._latents, self._embeds = sampler, latents, embeds
         self._caption_dropout, self._seed, self._variations = caption_dropout, seed, variations
+        self._besides, self._mask_probability = besides, mask_probability
         self._prefetch, self._pin_memory = prefetch, pin_memory
 
     def iterate(self, position: int = 0, stride: int = 1, count: int | None = None) -> Generator[Batch, None, None]:
@@ -99,22 +128,50 @@ class Loader:
 
     def batch_at(self, position: int) -> Batch:
         """The batch at one position of the stream. Safe to call from several threads."""
-        samples, draws, rows = self._readable(position)
-        prompts = tuple(map(self._prompt, samples, draws))
-        text = self._stack([self._embeds.read(prompt) for prompt in prompts])
-        return Batch(samples=samples, prompts=prompts, latents=self._stack(rows), text=text)
+        readable = self._readable(position)
+        return self._batch(readable, tuple(self._prompt(row.sample, row.draw) for row in readable))
 
-    def _readable(self, position: int) -> tuple[tuple[Sample, ...], tuple[int, ...], tuple[Mapping[str, Tensor], ...]]:
-        """Samples, draws and latents of a batch without images that turned out to be unusable; the next batch, if none is left."""
+    def batch_of(self, sample: Sample, count: int) -> Batch | None:
+        """One sample so many times, with the caption of its first draw, which is never dropped; None if its image is unusable."""
+        readable = self._read(sample.backend, [sample], [0])
+        prompt = prompt_of(sample, 0, 0.0, self._seed, self._variations.get(sample.backend))
+        return self._batch(readable * count, (prompt,) * count) if readable else None
+
+    def _batch(self, readable: Sequence[Readable], prompts: tuple[str, ...]) -> Batch:
+        samples = tuple(row.sample for row in readable)
+        text = self._stack([self._embeds.read(prompt) for prompt in prompts])
+        latents, *others = (self._stack(column) for column in zip(*(row.tensors for row in readable)))
+        masks = [other["mask"] for other in others if "mask" in other]  # of a dataset with masks, one
+        references = tuple(other for other in others if "mask" not in other)
+        return Batch(samples, prompts, latents, text, masks[0] if masks else None, references)
+
+    def _readable(self, position: int) -> list[Readable]:
+        """The samples of a batch without those that turned out to be unusable; of the next batch, if none is left."""
         for one in range(position, position + UNUSABLE_BATCHES):
             plan = self._sampler.at(one)
             samples = tuple(drawn_crop(sample, draw, self._seed) for sample, draw in zip(plan.samples, plan.draws))
-            found = zip(samples, plan.draws, self._latents.read_batch(samples))
-            kept = [(sample, draw, row) for sample, draw, row in found if row is not None]
-            if kept:
-                samples_kept, draws, rows = zip(*kept)
-                return samples_kept, draws, rows
+            if kept := self._read(plan.group, samples, plan.draws):
+                return kept
         raise DatasetError(f"{UNUSABLE_BATCHES} batches in a row hold no usable image", hint="Start the same command again: it skips them now.")
+
+    def _read(self, dataset: str, samples: Sequence[Sample], draws: Sequence[int]) -> list[Readable]:
+        """Latents of samples of one dataset and one bucket, and what goes along; without those of which something is unusable."""
+        besides = self._besides.get(dataset, ())
+        columns = [self._latents.read_batch(samples), *(self._read_beside(samples, draws, beside) for beside in besides)]
+        return [Readable(sample, draw, row) for sample, draw, *row in zip(samples, draws, *columns) if all(part is not None for part in row)]
+
+    def _read_beside(self, samples: Sequence[Sample], draws: Sequence[int], beside: Beside) -> Sequence[Mapping[str, Tensor] | None]:
+        """What goes along with these samples; a mask that is left out of a draw counts everything."""
+        rows = beside.rows.read_batch([beside.of(sample) for sample in samples])
+        if not beside.is_mask:
+            return rows
+        return [
+            row if row is None or self._is_masked(sample, draw) else {"mask": torch.ones_like(row["mask"])}
+            for row, sample, draw in zip(rows, samples, draws)
+        ]
+
+    def _is_masked(self, sample: Sample, draw: int) -> bool:
+        return seed_from("mask", self._seed, sample.id, draw) < self._mask_probability * 2**63
 
     def locate(self, position: int) -> tuple[int, int]:
         """Tell which epoch a position lies in, and which batch of it that is."""
@@ -130,7 +187,11 @@ class Loader:
 
     def digest(self) -> str:
         """Identity of everything that this loader's batches depend on, besides the encoders."""
-        parts = (self._sampler.digest(), self._seed, self._caption_dropout, *sorted(self._variations.items(), key=lambda item: item[0]))
+        parts = (
+            *(self._sampler.digest(), self._seed, self._caption_dropout),
+            *sorted(self._variations.items(), key=lambda item: item[0]),
+            *((name, beside.digest, self._mask_probability) for name, besides in sorted(self._besides.items()) for beside in besides),
+        )
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def _prompt(self, sample: Sample, draw: int) -> str:

@@ -6,7 +6,7 @@ Everything wrong is reported at once. Nothing here opens an image.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from simpletuner import plugins
 from simpletuner.data.backend import DataBackend, DatasetOptions, EntryOptions
 from simpletuner.data.captions import CaptionRule
-from simpletuner.data.columns import TableBackend, TableOptions
+from simpletuner.data.columns import open_place
+from simpletuner.data.conditioning import Conditioning, Draft, check_entry, settle
 from simpletuner.data.entries import Findings, read_entries
 from simpletuner.data.filters import Filter, read_filters
 from simpletuner.data.geometry import GeometryRule
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 BACKENDS = "simpletuner.data.backends"
 EXPECTED = {"float": "a number", "finite": "a number", "int": "a whole number", "bool": "true or false", "string": "a text", "tuple": "a list"}
 """First word of a pydantic error's type, to what the value should have been."""
+EVAL_IDLE = (
+    *("repeats", "probability", "start_epoch", "end_epoch", "start_step", "end_step"),
+    *("train_batch_size", "is_regularisation_data", "conditioning_type", "source_dataset_id"),
+)
+"""Keys that say how a dataset is trained on."""
 Options = TypeVar("Options", bound=EntryOptions)
 
 
@@ -71,9 +77,12 @@ class ImageDataset:
 
     def open(self) -> DataBackend:
         """Give access to the images."""
-        backend = self.backend_type(self.options)
-        table = self.options.parquet if isinstance(self.options, TableOptions) else None
-        return TableBackend(backend, table) if table else backend
+        return open_place(self.backend_type, self.options)
+
+    @property
+    def is_eval(self) -> bool:
+        """Whether it is held out: never trained on, looked at to see how well the model does."""
+        return self.options.dataset_type == "eval"
 
     @property
     def caption_rules(self) -> str:
@@ -92,6 +101,7 @@ class ImageDataset:
             *([f"at most {self.max_num_samples} images"] if self.max_num_samples else []),
             *([str(self.window)] if self.window != ALWAYS else []),
             *(["regularisation"] if self.is_regularisation else []),
+            *(["held out for evaluation"] if self.is_eval else []),
             f"latents in {self.cache_dir_vae}",
         ]
         return f"{self.id}: " + "; ".join(parts)
@@ -102,15 +112,24 @@ class DataPlan:
     """What a run trains on."""
 
     datasets: tuple[ImageDataset, ...]
-    """Enabled image datasets, in the order of the file; at least one."""
+    """Enabled image datasets that are trained on, in the order of the file; at least one."""
     text_cache_dir: Path
     notes: tuple[str, ...] = ()
     """Things to say aloud: settings that have no effect."""
     disabled: tuple[str, ...] = ()
+    held_out: tuple[ImageDataset, ...] = ()
+    """Those that are not trained on, but evaluated with."""
+    conditioning: tuple[Conditioning, ...] = ()
+    """Masks and references of any of these."""
+
+    @property
+    def pictures(self) -> tuple[ImageDataset, ...]:
+        """All datasets of pictures with captions, trained on or held out."""
+        return (*self.datasets, *self.held_out)
 
     def describe(self) -> list[str]:
         """Plain lines, one a dataset."""
-        lines = [dataset.describe() for dataset in self.datasets]
+        lines = [dataset.describe() for dataset in self.pictures] + [one.describe() for one in self.conditioning]
         lines.append(f"text embeddings in {self.text_cache_dir}")
         return lines + [f"{name}: disabled" for name in self.disabled]
 
@@ -133,29 +152,36 @@ def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignm
     enabled, disabled = read_entries(path, variables, findings)
     alignment_px = options.aspect_bucket_alignment or alignment_px
     datasets: list[ImageDataset] = []
+    drafts: list[Draft] = []
     texts: list[TextEmbedsOptions] = []
     for label, kind, entry in enabled:
         if kind == "text_embeds":
             text = text_embeds(label, entry, findings)
             texts += [text] if text else []
+        elif kind == "conditioning":
+            draft = conditioning(label, entry, options, variables, findings)
+            drafts += [draft] if draft else []
         else:
             dataset = image_dataset(label, entry, options, variables, alignment_px, findings)
             datasets += [dataset] if dataset else []
-    check_caches(datasets, findings)
+    conditions = settle(drafts, enabled, disabled, findings)
+    check_caches([*datasets, *conditions], findings)
     datasets = with_variations(datasets, texts, options, findings)
     text_dir = choose_text_cache(datasets, texts, findings)
     if not any(kind == "image" for _, kind, _ in enabled):
         findings.problems.append("there is no enabled dataset of images" + (f" ({', '.join(disabled)}: disabled)" if disabled else ""))
-    refuse(path, findings, datasets if checks_places else [])
+    refuse(path, findings, [*datasets, *conditions] if checks_places else [])
     return DataPlan(
-        datasets=tuple(datasets),
+        datasets=tuple(dataset for dataset in datasets if not dataset.is_eval),
+        held_out=tuple(dataset for dataset in datasets if dataset.is_eval),
+        conditioning=tuple(conditions),
         text_cache_dir=Path(text_dir).expanduser() if text_dir else Path(options.cache_dir) / "text" / variables["model_family"],
         notes=tuple(dict.fromkeys(findings.notes)),
         disabled=tuple(disabled),
     )
 
 
-def refuse(path: Path, findings: Findings, datasets: Sequence[ImageDataset]) -> None:
+def refuse(path: Path, findings: Findings, datasets: Sequence[ImageDataset | Conditioning]) -> None:
     """Raise if anything is wrong: with the file first, then with the places it names."""
     missing = [f"dataset {dataset.id!r}: {fault}" for dataset in datasets if (fault := dataset.open().missing())]
     if findings.problems:
@@ -176,25 +202,20 @@ def image_dataset(
 ) -> ImageDataset | None:
     """Check one image dataset and settle its rules; None if something is wrong with it."""
     before = len(findings.problems)
-    try:
-        backend_type = plugins.load(BACKENDS, str(entry.get("type", "local")), DataBackend)  # type: ignore[type-abstract]
-    except ConfigError as error:
-        findings.problems.append(f"{label}: type {error.message}; {error.hint}")
+    found_place = place_of(label, entry, findings)
+    if found_place is None:
         return None
-    written = validate(backend_type.options_type, label, entry, IDLE, findings)
-    if written is None:
-        return None
+    backend_type, written = found_place
     geometry = geometry_rule(written, options, alignment_px)
     captions = caption_rule(written, options)
-    findings.problems += [f"{label}: {problem}" for problem in written.problems()]
     window = Window(written.start_epoch, written.end_epoch, written.start_step, written.end_step)
     findings.problems += [f"{label}: {problem}" for problem in window.problems()]
     for found in (geometry, captions):
         findings.problems += [f"{label}: {problem}" for problem in found.problems]
         findings.notes += [f"{label}: {note}" for note in found.notes]
+    findings.notes += [f"{label}: {note}" for note in kind_notes(written)]
     if len(findings.problems) > before or geometry.rule is None or captions.rule is None:
         return None
-    default = Path(options.cache_dir) / "vae" / variables["model_family"] / written.id
     return ImageDataset(
         id=written.id,
         backend_type=backend_type,
@@ -203,12 +224,52 @@ def image_dataset(
         captions=captions.rule,
         repeats=written.repeats,
         probability=written.probability,
-        cache_dir_vae=Path(written.cache_dir_vae).expanduser() if written.cache_dir_vae else default,
-        is_regularisation=written.is_regularisation_data,
+        cache_dir_vae=latents_folder(written, options, variables),
+        is_regularisation=written.is_regularisation_data and written.dataset_type != "eval",
         train_batch_size=written.train_batch_size,
         max_num_samples=written.max_num_samples,
         window=window,
     )
+
+
+def place_of(label: str, entry: dict[str, Any], findings: Findings) -> tuple[type[DataBackend], DatasetOptions] | None:
+    """Find the kind of place where a dataset lies, and type its keys; None if something is wrong with them."""
+    try:
+        backend_type = plugins.load(BACKENDS, str(entry.get("type", "local")), DataBackend)  # type: ignore[type-abstract]
+    except ConfigError as error:
+        findings.problems.append(f"{label}: type {error.message}; {error.hint}")
+        return None
+    written = validate(backend_type.options_type, label, entry, IDLE, findings)
+    if written is None:
+        return None
+    findings.problems += [f"{label}: {problem}" for problem in written.problems()]
+    return backend_type, written
+
+
+def latents_folder(written: DatasetOptions, options: Data, variables: Mapping[str, str]) -> Path:
+    """Where what is made of a dataset's pictures is cached."""
+    default = Path(options.cache_dir) / "vae" / variables["model_family"] / written.id
+    return Path(written.cache_dir_vae).expanduser() if written.cache_dir_vae else default
+
+
+def kind_notes(written: DatasetOptions) -> Iterator[str]:
+    """Name keys without effect in a dataset that is trained on, or in one that is held out."""
+    is_eval = written.dataset_type == "eval"
+    idle = EVAL_IDLE if is_eval else ("conditioning_type", "source_dataset_id")
+    asked = [key for key in idle if key in written.model_fields_set]
+    if asked:
+        yield f"{', '.join(asked)} without effect: " + ("it is never trained on" if is_eval else "that is said of a conditioning dataset")
+
+
+def conditioning(label: str, entry: dict[str, Any], options: Data, variables: Mapping[str, str], findings: Findings) -> Draft | None:
+    """Check one conditioning dataset, but for whose it is."""
+    before = len(findings.problems)
+    found = place_of(label, entry, findings)
+    if found is None:
+        return None
+    backend_type, written = found
+    check_entry(label, written, findings)
+    return None if len(findings.problems) > before else Draft(label, written, backend_type, latents_folder(written, options, variables))
 
 
 def text_embeds(label: str, entry: dict[str, Any], findings: Findings) -> TextEmbedsOptions | None:
@@ -263,7 +324,7 @@ def rule_of(fault: Any) -> str:
     return "it must be " + str(fault["msg"]).removeprefix("Input should be ")
 
 
-def check_caches(datasets: Sequence[ImageDataset], findings: Findings) -> None:
+def check_caches(datasets: Sequence[ImageDataset | Conditioning], findings: Findings) -> None:
     """Refuse two datasets that keep their latents in one folder."""
     owners: dict[str, str] = {}
     for dataset in datasets:

@@ -39,6 +39,8 @@ class ModelFamily(ABC):
     """Options without effect in this family, besides those of other objectives, to the reason."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option key to the value that this family prefers over the general default."""
+    takes_references: ClassVar[bool] = False
+    """Whether the denoiser can be shown further pictures (`Batch.references`) besides the one that it learns."""
     class_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Short class names that users write in LyCORIS presets, to this family's classes in diffusers."""
     lora_targets: ClassVar[tuple[str, ...]] = ()
@@ -134,6 +136,11 @@ class ModelFamily(ABC):
         """
 
     # Latents: called second, with the text encoders gone.
+
+    @property
+    @abstractmethod
+    def vae_stride(self) -> int:
+        """Pixels to a latent pixel."""
 
     @abstractmethod
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> nn.Module: ...

@@ -137,7 +137,6 @@ class UsualFamily(ModelFamily):
 
     @property
     def vae_stride(self) -> int:
-        """Pixels to a latent pixel."""
         return stride_of(self.vae_config)
 
     @cached_property

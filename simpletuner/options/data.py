@@ -58,6 +58,9 @@ class Data(Section):
     caption_dropout_probability: float = option(0.1, ge=0, le=1)
     """Share of pictures that are trained with an empty caption, which keeps guidance working."""
 
+    masked_loss_probability: float = option(1.0, ge=0, le=1, advanced=True)
+    """Share of pictures with a mask that are trained with it; the others learn from all of the picture."""
+
     cache_dir: Path = option(Path("cache"))
     """Folder for encoded images and captions of datasets that name none of their own."""
 

@@ -46,13 +46,14 @@ LATER: Mapping[str, str] = {
     "streaming weights from main memory": "ramtorch ramtorch_* musubi_blocks_to_swap musubi_block_swap_device",
     "pushing to the hub": "push_to_hub push_checkpoints_to_hub push_to_hub_background hub_model_id model_card_* modelspec_comment",
     "publishing elsewhere, and scripts after a save": "publishing_config post_checkpoint_script post_upload_script",
-    "evaluation on held-out images": "num_eval_images eval_* evaluation_type pretrained_evaluation_model_name_or_path",
+    "scores of CLIP": "evaluation_type pretrained_evaluation_model_name_or_path",
+    "evaluation by epochs, and pooled over datasets": "eval_epoch_interval eval_dataset_pooling",
     "webhooks and previews": "webhook_config webhook_reporting_interval validation_preview validation_preview_steps",
     "training text encoders": "train_text_encoder text_encoder_lr text_encoder_limit save_text_encoder freeze_encoder* layer_freeze_strategy",
     "choosing text encoders": (
         "pretrained_t5_model_name_or_path pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"
     ),
-    "ControlNet": "controlnet controlnet_* control conditioning_* masked_loss_probability",
+    "ControlNet": "controlnet controlnet_* control conditioning_*",
     "further settings of epsilon and v prediction": (
         "snr_weight training_scheduler_timestep_spacing inference_scheduler_timestep_spacing huber_schedule refiner_training* data_aesthetic_score"
     ),

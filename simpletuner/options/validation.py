@@ -50,5 +50,21 @@ class Validation(Section):
     validation_lycoris_strength: float = option(1.0, ge=0, advanced=True)
     """Strength of the adapter in the pictures."""
 
+    eval_steps_interval: int = option(100, ge=0)
+    """Optimizer steps between looks at the loss on held-out pictures (datasets of `dataset_type` eval), besides the first and the last
+    step; 0 is these two alone."""
+
+    num_eval_images: int = option(4, ge=1)
+    """Held-out pictures of each dataset that are looked at: always the same ones."""
+
+    eval_timesteps: int = option(28, ge=1, advanced=True)
+    """Noise levels, spread evenly from data to noise, at which each of them is looked at."""
+
+    eval_dataset_id: str | None = option(None, advanced=True)
+    """The one dataset to look at, where there are several of `dataset_type` eval."""
+
+    eval_loss_disable: bool = option(False, advanced=True)
+    """Do not look at held-out pictures at all."""
+
     ema_validation: Literal["none", "ema_only", "comparison"] = option("ema_only", advanced=True)
     """With `use_ema`, which weights are rendered: the trained ones (none), the averaged ones (ema_only), or both."""

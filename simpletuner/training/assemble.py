@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from torch import nn
 from simpletuner import plugins
 from simpletuner.adapters.adapter import Adapter, Attached, Targets, kind_of
 from simpletuner.console import Console, duration
+from simpletuner.data.sampler import Sampler
 from simpletuner.diffusion.loss import loss_function
-from simpletuner.errors import ConfigError
+from simpletuner.errors import ConfigError, choose
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import weight_dtype
 from simpletuner.models.family import ModelFamily
@@ -25,15 +27,17 @@ from simpletuner.optim.catalogue import find as find_optimizer
 from simpletuner.optim.notes import notes as optimizer_notes
 from simpletuner.options.load import Loaded
 from simpletuner.options.train_config import TrainConfig
+from simpletuner.options.validation import Validation
 from simpletuner.randomness import seed_from
 from simpletuner.reporting.tracker import Trackers, start_trackers
-from simpletuner.training.caching import fill_caches
+from simpletuner.training.caching import Caches, fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.datasets import Datasets, find_datasets, total_steps
 from simpletuner.training.ema import Ema
+from simpletuner.training.evaluator import Evaluator
 from simpletuner.training.finish import call_arguments, finish, metadata_of
 from simpletuner.training.machine import start_accelerator
-from simpletuner.training.prompts import pictures, prompts_to_show
+from simpletuner.training.prompts import Picture, pictures, prompts_to_show
 from simpletuner.training.resume import find, resume
 from simpletuner.training.run_folder import locked, make_writable, save_config, without_paths
 from simpletuner.training.signals import StopRequest, how_to_continue
@@ -43,6 +47,7 @@ from simpletuner.training.summary import show_end, show_start
 from simpletuner.training.trainer import Pace, Trainer
 from simpletuner.training.validation import Renderer
 from simpletuner.training.validator import Validator
+from simpletuner.types import Sample
 
 
 def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int:
@@ -64,6 +69,7 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
     with StopRequest(how_to_continue(loaded.config.training.resume_from_checkpoint)).listening() as stop, ExitStack() as held:
         with stop.settling():
             run = assemble(loaded.config, console, variables, stop, held)
+            run.evaluator.before_training(run.trainer.state.step)
             run.validator.before_training(run.trainer.state.step)
         run.trainer.run()
         with stop.deferred():
@@ -82,12 +88,29 @@ class Run:
     denoiser: nn.Module
     trainer: Trainer
     validator: Validator
+    evaluator: Evaluator
     arguments: Mapping[str, object]
     """Of the plain pipeline's call, to render as validation does."""
 
 
-def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Run:
-    """Refuse what can be refused, then fill the caches, load the denoiser, and find where to go on from.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What there is before the denoiser is loaded."""
+
+    family: ModelFamily
+    adapter: Adapter
+    accelerator: Accelerator
+    shown: list[Picture]
+    """What validation renders."""
+    held_out: Mapping[str, Sequence[Sample]]
+    """Dataset id to what is evaluated with."""
+    arguments: Mapping[str, object]
+    caches: Caches
+    sampler: Sampler
+
+
+def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str], held: ExitStack) -> Prepared:
+    """Refuse what can be refused, then fill the caches.
 
     Args:
         held: gets what must be let go of when the run is over.
@@ -106,6 +129,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         console.say(f"note: {note}")
     datasets = find_datasets(config, family, variables, console, accelerator)
     refuse_regularisation_of_full(adapter, datasets)
+    evaluated = evaluated_with(config.validation, [dataset.id for dataset in datasets.plan.held_out], console)
 
     sampler = datasets.sampler(config, accelerator)
     find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None))
@@ -119,8 +143,20 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         datasets = caches.datasets
         sampler = datasets.sampler(config, accelerator)
     held.callback(datasets.book.save)
-    loader = caches.loader(sampler)
+    held_out = {name: samples for name, samples in datasets.held_out_samples().items() if name in evaluated}
+    return Prepared(family, adapter, accelerator, shown, held_out, arguments, caches, sampler)
 
+
+def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Run:
+    """Prepare, then load the denoiser, and find where to go on from.
+
+    Args:
+        held: gets what must be let go of when the run is over.
+    """
+    ready = prepare(config, console, variables, held)
+    family, adapter, accelerator, caches = ready.family, ready.adapter, ready.accelerator, ready.caches
+    output_dir = Path(config.training.output_dir)
+    loader = caches.loader(ready.sampler)
     denoiser, attached = attach_adapter(config, family, adapter, accelerator)
     training = config.training
     parameters = adapter.parameters()
@@ -129,10 +165,25 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     renderer = Renderer(
         family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, config.diffusion, accelerator.device, lambda: stop.is_made
     )
-    validator = Validator(renderer, caches.vae, shown, output_dir, config, ema, trackers, accelerator, console)
-    pace = pace_of(config, total_steps(training, sampler), bool(shown))
+    validator = Validator(renderer, caches.vae, ready.shown, output_dir, config, ema, trackers, accelerator, console)
+    pace = pace_of(config, total_steps(training, ready.sampler), bool(ready.shown))
+    step = build_step(config, family, denoiser, adapter, accelerator)
+    autocast = partial(autocast_of, config, adapter, accelerator.device)
+    evaluator = Evaluator(
+        step=step,
+        loader=loader,
+        held_out=ready.held_out,
+        options=config.validation,
+        batch_size=training.train_batch_size,
+        output_dir=output_dir,
+        ema=ema,
+        trackers=trackers,
+        accelerator=accelerator,
+        console=console,
+        autocast=autocast,
+    )
     trainer = Trainer(
-        step=build_step(config, family, denoiser, adapter, accelerator),
+        step=step,
         adapter=adapter,
         optimizer=build_optimizer(config.optim, parameters),
         schedule=build_schedule(config.optim, pace.total_steps),
@@ -147,14 +198,17 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         metadata=metadata_of(config, family),
         write_extras=lambda folder: save_config(folder, config.flat()),
         validator=validator,
+        evaluator=evaluator,
         trackers=trackers,
         console=console,
         stop=stop,
-        autocast=lambda: autocast_of(config, adapter, accelerator.device),
+        autocast=autocast,
     )
     at_end = "; that is the last step: raise max_train_steps to go on"
     start = resume(trainer, training.resume_from_checkpoint, console, validator.move_later)
-    facts = datasets.facts(training.train_batch_size, caches.versions)
+    if accelerator.is_main_process:
+        evaluator.forget_later(trainer.state.step)
+    facts = caches.datasets.facts(training.train_batch_size, caches.versions)
     show_start(
         console,
         config,
@@ -164,8 +218,9 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         pace,
         loader.batches_per_epoch(),
         start + (at_end if trainer.state.step == pace.total_steps else ""),
+        evaluator.describe(pace.evaluate_every),
     )
-    return Run(family, denoiser, trainer, validator, arguments)
+    return Run(family, denoiser, trainer, validator, evaluator, ready.arguments)
 
 
 def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerator, console: Console) -> Trackers:
@@ -174,6 +229,26 @@ def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerat
     asked = options.report_to if accelerator.is_main_process else "none"
     folder = output_dir / options.logging_dir
     return start_trackers(asked, folder, options.tracker_project_name, options.tracker_run_name, without_paths(config.flat()), console.warn)
+
+
+def evaluated_with(options: Validation, held_out: Sequence[str], console: Console) -> Sequence[str]:
+    """Ids of the held-out datasets to evaluate with.
+
+    Raises:
+        ConfigError: `eval_dataset_id` names none of them.
+    """
+    usual = Validation()
+    asked = [key for key in ("num_eval_images", "eval_steps_interval", "eval_timesteps") if getattr(options, key) != getattr(usual, key)]
+    if asked and not held_out:
+        console.say(f"note: {', '.join(asked)} without effect: no dataset has dataset_type eval")
+    if options.eval_loss_disable:
+        return ()
+    if options.eval_dataset_id is None:
+        return held_out
+    if options.eval_dataset_id not in held_out:
+        named = choose(options.eval_dataset_id, held_out, "datasets of dataset_type eval") if held_out else "no dataset has dataset_type eval"
+        raise ConfigError(f"eval_dataset_id {options.eval_dataset_id!r} is not there", hint=named)
+    return (options.eval_dataset_id,)
 
 
 def build_step(config: TrainConfig, family: ModelFamily, denoiser: nn.Module, adapter: Adapter, accelerator: Accelerator) -> Step:
@@ -247,4 +322,5 @@ def pace_of(config: TrainConfig, steps: int, has_pictures: bool) -> Pace:
         accumulation=training.gradient_accumulation_steps,
         save_every=training.checkpoint_step_interval,
         validate_every=config.validation.validation_step_interval if has_pictures else 0,
+        evaluate_every=config.validation.eval_steps_interval,
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from simpletuner.console import Console
 from simpletuner.data.embeds import EmbedCache
+from simpletuner.data.index import Changes
 from simpletuner.data.latents import LatentCache
 from simpletuner.data.loader import Loader, prompts_of
 from simpletuner.data.sampler import Sampler
@@ -25,6 +26,7 @@ from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.memory import Memory
 from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.besides import Masks, besides_of, mask_caches, masks_of
 from simpletuner.training.datasets import Datasets, changes_of
 from simpletuner.training.long_captions import LongCaptions
 from simpletuner.types import Sample
@@ -132,6 +134,7 @@ class Caches:
     """As they are when all images were read: without those that turned out to be damaged."""
     embeds: EmbedCache
     latents: LatentCache
+    masks: Masks
     vae: Vae
     is_pinned: bool
     variations: Mapping[str, Variation]
@@ -147,6 +150,8 @@ class Caches:
             caption_dropout=self.config.data.caption_dropout_probability,
             seed=self.config.training.seed,
             variations=self.variations,
+            besides=besides_of(self.datasets, self.latents, self.masks),
+            mask_probability=self.config.data.masked_loss_probability,
             prefetch=self.config.data.dataloader_prefetch_qlen,
             pin_memory=self.is_pinned,
         )
@@ -194,21 +199,24 @@ def fill_caches(
             is_ondemand=config.data.vae_cache_ondemand,
         )
 
-    latents = cache_of(datasets)
+    def masks_for(datasets: Datasets) -> Masks:
+        return mask_caches(datasets, stores, family.vae_stride, warn=console.warn, is_ondemand=config.data.vae_cache_ondemand)
+
+    latents, masks = cache_of(datasets), masks_for(datasets)
     if config.data.vae_cache_disable or config.data.vae_cache_ondemand:
         missing = latents.missing(datasets.crops())
         say_changes(datasets, missing, console)
         if missing or config.data.vae_cache_disable:
             vae.get()  # now, rather than from the loader's thread in the middle of a step
     else:
-        while fill_latents(latents, datasets, console, accelerator):
+        while fill_latents(latents, masks, datasets, console, accelerator):
             datasets = datasets.looked_at_again(family, console, accelerator)
-            latents = cache_of(datasets)
+            latents, masks = cache_of(datasets), masks_for(datasets)
             vae.release()  # captions of images that now take the place of damaged ones may be new
             expansions = encode_captions(datasets)
         vae.release()
     versions = {name: expansion.count for name, expansion in expansions.items()}
-    return Caches(config, datasets, embeds, latents, vae, device.type == "cuda", datasets.variations(), versions)
+    return Caches(config, datasets, embeds, latents, masks, vae, device.type == "cuda", datasets.variations(), versions)
 
 
 def fill_text(
@@ -239,19 +247,25 @@ def fill_text(
     accelerator.wait_for_everyone()
 
 
-def fill_latents(cache: LatentCache, datasets: Datasets, console: Console, accelerator: Accelerator) -> bool:
-    """Encode what is missing, each process its share.
+def fill_latents(cache: LatentCache, masks: Masks, datasets: Datasets, console: Console, accelerator: Accelerator) -> bool:
+    """Encode what is missing, and make the masks that are missing, each process its share.
 
     Returns:
         Whether any process found an image to be other than its header said, so that the datasets must be looked at again.
     """
     missing = cache.missing(datasets.crops())
-    say_changes(datasets, missing, console)
+    absent = {name: one.missing(masks_of(datasets, name)) for name, one in masks.items()}
+    say_changes(datasets, [*missing, *(mask for several in absent.values() for mask in several)], console)
     accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     if mine:
         with console.bar("latents", len(mine), "images") as bar:
             cache.fill(mine, bar)
+    for name, several in absent.items():
+        share = several[accelerator.process_index :: accelerator.num_processes]
+        if share:
+            with console.bar(f"masks of {name}", len(share), "masks") as bar:
+                masks[name].fill(share, bar)
     accelerator.wait_for_everyone()  # also where nothing was missing: others may have looked a moment earlier
     if accelerator.num_processes > 1:
         datasets.book.catch_up(datasets.samples())
@@ -262,8 +276,13 @@ def fill_latents(cache: LatentCache, datasets: Datasets, console: Console, accel
 def say_changes(datasets: Datasets, missing: Sequence[Sample], console: Console) -> None:
     """Say of each dataset what changed since the last start, and how much there is to encode."""
     counts = Counter(sample.backend for sample in missing)
-    for dataset, discovery in datasets.found:
-        changes = changes_of(discovery)
-        if changes or counts[dataset.id]:
-            up_to = "up to " if discovery.changes.touched else ""
-            console.say(f"dataset {dataset.id!r}: {changes or 'nothing changed'}; {up_to}{counts[dataset.id]} to encode")
+    found = {dataset.id: (changes_of(discovery), discovery.changes) for dataset, discovery in datasets.found}
+    found |= {
+        one.conditioning.id: (str(one.changes) if one.changes != Changes() else "", one.changes)
+        for several in datasets.companions.values()
+        for one in several
+    }
+    for name, (said, changes) in found.items():
+        if said or counts[name]:
+            up_to = "up to " if changes.touched else ""
+            console.say(f"dataset {name!r}: {said or 'nothing changed'}; {up_to}{counts[name]} to encode")

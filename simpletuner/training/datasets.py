@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from simpletuner.console import Console
 from simpletuner.data.backend import DataBackend
 from simpletuner.data.buckets import Group, check_size, describe
+from simpletuner.data.companions import Companions, find_companions, paired
 from simpletuner.data.contents import ContentBook, ImageReader
 from simpletuner.data.crops import kept_crops
 from simpletuner.data.discover import Discovery, discover
+from simpletuner.data.images import read_pixels
 from simpletuner.data.index import Changes
 from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
 from simpletuner.data.sampler import Sampler
@@ -26,7 +29,7 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.options.training import Training
 from simpletuner.training.summary import DatasetFacts
-from simpletuner.types import Sample
+from simpletuner.types import Geometry, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +38,52 @@ class Datasets:
 
     plan: DataPlan
     found: tuple[tuple[ImageDataset, Discovery], ...]
+    """All datasets of pictures, those that are held out too."""
+    companions: Mapping[str, tuple[Companions, ...]]
+    """Dataset id to what goes along with its pictures."""
     backends: Mapping[str, DataBackend]
-    """By dataset id."""
+    """By dataset id, those of conditioning datasets too."""
     index_folder: Path
     seed: int
     book: ContentBook
     """What reading images whole has told of them, in this run and before."""
 
-    def samples(self) -> list[Sample]:
+    @property
+    def trained(self) -> list[tuple[ImageDataset, Discovery]]:
+        return [(dataset, discovery) for dataset, discovery in self.found if not dataset.is_eval]
+
+    def held_out_samples(self) -> dict[str, Sequence[Sample]]:
+        """Samples that are never trained on, by dataset id."""
+        return {dataset.id: discovery.samples for dataset, discovery in self.found if dataset.is_eval}
+
+    def pictures(self) -> list[Sample]:
         return [sample for _, discovery in self.found for sample in discovery.samples]
 
-    def crops(self) -> list[Sample]:
-        """Every sample with every crop of it that is kept."""
-        return list(kept_crops(self.samples(), self.seed))
+    def samples(self) -> list[Sample]:
+        """Everything of which latents are made, each in its first crop: pictures, and the references that go along with them."""
+        return [*self.pictures(), *self._companions(self.pictures(), is_mask=False)]
 
-    def images(self) -> ImageReader:
-        """Access to the pictures."""
-        return ImageReader(self.backends, self.book)
+    def crops(self) -> list[Sample]:
+        """All of that with every crop that is kept."""
+        pictures = list(kept_crops(self.pictures(), self.seed))
+        return [*pictures, *self._companions(pictures, is_mask=False)]
+
+    def masks(self) -> list[Sample]:
+        """The masks of all pictures, with every crop that is kept."""
+        return self._companions(list(kept_crops(self.pictures(), self.seed)), is_mask=True)
+
+    def notes(self) -> list[str]:
+        """What is to be said of all that was found."""
+        besides = dict.fromkeys(note for several in self.companions.values() for one in several for note in one.notes)
+        return [*(note for _, discovery in self.found for note in discovery.notes), *besides]
+
+    def _companions(self, pictures: Sequence[Sample], *, is_mask: bool) -> list[Sample]:
+        besides = [(sample, one) for sample in pictures for one in self.companions.get(sample.backend, ())]
+        return [one.of(sample) for sample, one in besides if one.conditioning.is_mask == is_mask]
+
+    def images(self, decode: Callable[[bytes, Geometry, str], Tensor] = read_pixels) -> ImageReader:
+        """Access to the pictures, decoded as they are, or as masks."""
+        return ImageReader(self.backends, self.book, decode)
 
     def looked_at_again(self, family: ModelFamily, console: Console, accelerator: Accelerator) -> Datasets:
         """The datasets as the index knows them now, after images were read whole: without those that turned out to be damaged.
@@ -60,22 +92,25 @@ class Datasets:
             ConfigError: an image's true size makes a bucket that the model cannot take.
         """
         with accelerator.main_process_first():
-            found = tuple((dataset, discover(dataset, self.index_folder, self.seed, console)) for dataset in self.plan.datasets)
+            found, companions = look(self.plan, self.index_folder, self.seed, console)
         for dataset, discovery in found:
             check_buckets(dataset, discovery, family)
-        said = {note for _, discovery in self.found for note in discovery.notes}
-        for note in (note for _, discovery in found for note in discovery.notes if note not in said):
+        said = {*self.notes()}
+        for note in (note for note in replace(self, found=found, companions=companions).notes() if note not in said):
             console.say(f"note: {note}")
         # What changed since the last start is what the first look of this one saw.
         kept = tuple(
             (dataset, replace(after, changes=before.changes, caption_changes=before.caption_changes, settings=before.settings))
             for (dataset, after), (_, before) in zip(found, self.found)
         )
-        return replace(self, found=kept, book=ContentBook(self.index_folder))
+        return replace(self, found=kept, companions=companions, book=ContentBook(self.index_folder))
 
     def stores(self) -> Mapping[str, Store]:
         """Where each dataset's latents are kept, by dataset id."""
-        return {dataset.id: Store(dataset.cache_dir_vae) for dataset, _ in self.found}
+        folders = {dataset.id: dataset.cache_dir_vae for dataset in self.plan.pictures} | {
+            one.id: one.cache_dir_vae for one in self.plan.conditioning
+        }
+        return {name: Store(folder) for name, folder in folders.items()}
 
     def variations(self) -> Mapping[str, Variation]:
         """The versions of captions, of each dataset that has them."""
@@ -84,7 +119,7 @@ class Datasets:
     def groups(self) -> list[Group]:
         return [
             Group(dataset.id, discovery.samples, dataset.repeats, dataset.probability, dataset.train_batch_size, dataset.window)
-            for dataset, discovery in self.found
+            for dataset, discovery in self.trained
         ]
 
     def sampler(self, config: TrainConfig, accelerator: Accelerator) -> Sampler:
@@ -103,7 +138,7 @@ class Datasets:
         return sampler
 
     def facts(self, batch_size: int, versions: Mapping[str, str]) -> list[DatasetFacts]:
-        """A line for the summary of each.
+        """A line for the summary of each that is trained on.
 
         Args:
             versions: dataset id to how many embeddings the versions of its captions make.
@@ -118,8 +153,9 @@ class Datasets:
                 skipped={rule: len(names) for rule, names in discovery.skipped.items()},
                 captions=versions.get(dataset.id, ""),
                 changes=changes_of(discovery),
+                beside=", ".join(f"{one.conditioning.kind} of {one.conditioning.id}" for one in self.companions[dataset.id]),
             )
-            for (dataset, discovery), group in zip(self.found, self.groups())
+            for (dataset, discovery), group in zip(self.trained, self.groups())
         ]
 
 
@@ -187,6 +223,34 @@ def check_buckets(dataset: ImageDataset, discovery: Discovery, family: ModelFami
             ) from error
 
 
+def look(
+    plan: DataPlan, index_folder: Path, seed: int, console: Console
+) -> tuple[tuple[tuple[ImageDataset, Discovery], ...], dict[str, tuple[Companions, ...]]]:
+    """Find every dataset's pictures, and what goes along with them; pictures that lack it are left out.
+
+    Raises:
+        DatasetError: data is missing or unusable.
+    """
+    known = {one.id: find_companions(one, index_folder, console) for one in plan.conditioning}
+    companions = {dataset.id: tuple(known[one.id] for one in plan.conditioning if dataset.id in one.sources) for dataset in plan.pictures}
+    found = tuple((dataset, paired(dataset, discover(dataset, index_folder, seed, console), companions[dataset.id])) for dataset in plan.pictures)
+    return found, companions
+
+
+def refuse_references(plan: DataPlan, family: ModelFamily) -> None:
+    """See to it that references are shown to a model that looks at them.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    references = [one.id for one in plan.conditioning if not one.is_mask]
+    if references and not family.takes_references:
+        raise ConfigError(
+            f"{family.options.model_family} takes no reference pictures, but {', '.join(map(repr, references))} holds some",
+            hint="Set 'disabled: true' there, or train a model that edits pictures, such as flux2.",
+        )
+
+
 def find_datasets(config: TrainConfig, family: ModelFamily, variables: Mapping[str, str], console: Console, accelerator: Accelerator) -> Datasets:
     """Read the plan and find every dataset's samples. The first process looks; the others then find its index warm.
 
@@ -197,16 +261,16 @@ def find_datasets(config: TrainConfig, family: ModelFamily, variables: Mapping[s
     plan = load_plan(config.data.data_backend_config, config.data, variables, alignment_px=family.alignment_px)
     for note in plan.notes:
         console.say(f"note: {note}")
+    refuse_references(plan, family)
     index_folder = Path(config.data.cache_dir) / "index"
     with accelerator.main_process_first():
-        found = tuple((dataset, discover(dataset, index_folder, config.training.seed, console)) for dataset in plan.datasets)
+        found, companions = look(plan, index_folder, config.training.seed, console)
     for dataset, discovery in found:
-        for note in discovery.notes:
-            console.say(f"note: {note}")
         check_buckets(dataset, discovery, family)
-    datasets = Datasets(
-        plan, found, {dataset.id: dataset.open() for dataset, _ in found}, index_folder, config.training.seed, ContentBook(index_folder)
-    )
+    backends = {dataset.id: dataset.open() for dataset in plan.pictures} | {one.id: one.open() for one in plan.conditioning}
+    datasets = Datasets(plan, found, companions, backends, index_folder, config.training.seed, ContentBook(index_folder))
+    for note in datasets.notes():
+        console.say(f"note: {note}")
     for group in datasets.groups():
         size = group.batch_size or config.training.train_batch_size
         if len(group.samples) < size:

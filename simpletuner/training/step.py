@@ -5,17 +5,33 @@ Letters: B batch, C latent channels, h w latent pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from simpletuner.adapters.adapter import Adapter
+from simpletuner.diffusion.loss import Loss
 from simpletuner.diffusion.process import Process
 from simpletuner.models.family import ModelFamily
 from simpletuner.randomness import seed_from
 from simpletuner.types import Batch, Noised
+
+
+@contextmanager
+def resting(denoiser: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """Have both answer as they do when nothing is trained: without any dropout."""
+    was_training = denoiser.training
+    denoiser.eval()
+    adapter.train(False)
+    try:
+        yield
+    finally:
+        adapter.train(True)
+        denoiser.train(was_training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +42,7 @@ class Step:
     denoiser: nn.Module
     adapter: Adapter
     process: Process
-    loss: Callable[[Tensor, Tensor], Tensor]
-    """(prediction, target), both float32 (B, C, h, w), to (B,)."""
+    loss: Loss
     device: torch.device
     seed: int
     rank: int
@@ -49,7 +64,7 @@ class Step:
         noised = self.noise(batch, step, micro_step)
         target = self._parent_prediction(noised, batch) if batch.is_regularisation else noised.target
         prediction = self.family.predict(self.denoiser, noised, batch)
-        losses = self.loss(prediction.float(), target.float())
+        losses = self.loss(prediction, target, noised.time, self._mask(batch, target))
         return losses if noised.weight is None else losses * noised.weight
 
     def noise(self, batch: Batch, step: int, micro_step: int) -> Noised:
@@ -63,6 +78,13 @@ class Step:
         noise, mixed = self.process.draw_noise(latents.shape, step, generator)
         latents, noise, time = (tensor.to(self.device, non_blocking=True) for tensor in (latents, noise, time))
         return self.process.add_noise(latents, noise, time, None if mixed is None else mixed.to(self.device, non_blocking=True))
+
+    def _mask(self, batch: Batch, target: Tensor) -> Tensor | None:
+        """How much each place counts, (B, 1, h, w) as the target (B, C, h, w) has it; None is all alike."""
+        if batch.mask is None:
+            return None
+        mask = batch.mask.to(self.device, non_blocking=True)
+        return mask if mask.shape[-2:] == target.shape[-2:] else adaptive_avg_pool2d(mask, (target.shape[-2], target.shape[-1]))
 
     @torch.no_grad()
     def _parent_prediction(self, noised: Noised, batch: Batch) -> Tensor:

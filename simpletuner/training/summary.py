@@ -30,6 +30,8 @@ class DatasetFacts:
     captions: str
     """How many embeddings versions of captions make; empty if each has one."""
     changes: str
+    beside: str = ""
+    """Masks and references that go along with its pictures."""
 
     def line(self) -> str:
         shown = ", ".join(f"{size} x{count}" for size, count in self.buckets[:BUCKETS_SHOWN])
@@ -39,6 +41,8 @@ class DatasetFacts:
             parts.append(f"{self.repeats} repeats")
         if self.is_regularisation:
             parts.append("regularisation")
+        if self.beside:
+            parts.append(f"with {self.beside}")
         if self.skipped:
             parts.append("skipped: " + ", ".join(f"{count} {rule}" for rule, count in self.skipped.items()))
         if self.captions:
@@ -57,8 +61,13 @@ def show_start(
     pace: Pace,
     batches_per_epoch: int,
     start: str,
+    evaluates: str,
 ) -> None:
-    """Print the summary."""
+    """Print the summary.
+
+    Args:
+        evaluates: how the held-out loss is measured; empty if it is not.
+    """
     steps_per_epoch = batches_per_epoch / (pace.accumulation * config.training.num_processes)
     kind = config.adapters.model_type if config.adapters.model_type == "full" else config.adapters.lora_type
     batch = config.training.train_batch_size * config.training.gradient_accumulation_steps * config.training.num_processes
@@ -68,6 +77,7 @@ def show_start(
         "learns": f"{kind}: {amount(attached.parameters)} parameters on {attached.modules} of {attached.modules_total} modules",
         **{f"dataset {facts.name}": facts.line() for facts in datasets},
         "steps": f"{pace.total_steps} of {batch} images ({pace.total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:g} steps)",
+        **({"evaluates": evaluates} if evaluates else {}),
         "optimizer": f"{config.optim.optimizer}, rate {config.optim.learning_rate:g}, {config.optim.lr_scheduler}",
         "start": start,
         "output": ", ".join([str(config.training.output_dir), *rhythm(pace)]),

@@ -44,16 +44,18 @@ class Pace:
     """0 saves at the end only."""
     validate_every: int
     """0 never."""
+    evaluate_every: int = 0
+    """The last step is always one; 0 is that alone."""
 
 
 class Looks(Protocol):
-    """Renders pictures when they are due; a Validator is one. All processes call it."""
+    """Looks at the model when that is due; a Validator renders pictures, an Evaluator measures. All processes call it."""
 
     def validate(self, step: int) -> None:
-        """Render the pictures of a step; returns early once the run is to stop."""
+        """Look at what the training has come to after a step; may return early once the run is to stop."""
 
     def catch_up(self, step: int) -> None:
-        """Render them if they are not there."""
+        """Do that if it was not done."""
 
 
 class Trainer:
@@ -77,6 +79,7 @@ class Trainer:
         metadata: Mapping[str, str],
         write_extras: Callable[[Path], None],
         validator: Looks,
+        evaluator: Looks,
         trackers: Trackers,
         console: Console,
         stop: StopRequest,
@@ -88,7 +91,7 @@ class Trainer:
         """
         self.step, self.adapter, self.optimizer, self.schedule, self.optim = step, adapter, optimizer, schedule, optim
         self.scaler, self.ema, self.loader, self.pace, self.state = scaler, ema, loader, pace, state
-        self.accelerator, self.checkpoints, self.validator = accelerator, checkpoints, validator
+        self.accelerator, self.checkpoints, self.validator, self.evaluator = accelerator, checkpoints, validator, evaluator
         self.metadata, self.write_extras = metadata, write_extras
         self.trackers, self.console, self.stop, self.autocast = trackers, console, stop, autocast
         self.parameters = list(adapter.parameters().values())
@@ -109,8 +112,8 @@ class Trainer:
             self.stop.deferred(),
             self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar,
         ):
-            if self.state.step and self._looks_at(self.state.step):
-                self.validator.catch_up(self.state.step)
+            for look in self._looks_at(self.state.step) if self.state.step else ():
+                look.catch_up(self.state.step)
                 self._end_if_asked(self._stop_code())
             self.meter.restart_clock()
             while self.state.step < self.pace.total_steps:
@@ -189,21 +192,25 @@ class Trainer:
     def _do_what_is_due(self, bar: Bar, stop_code: int | None) -> None:
         step = self.state.step
         saves = step == self.pace.total_steps or stop_code is not None or _is_due(step, self.pace.save_every)
-        looks = stop_code is None and self._looks_at(step)
+        looks = self._looks_at(step) if stop_code is None else []
         if not (saves or looks):
             return
         self._report(self.meter.take(), bar)
         if saves:
             self.save()
-        if looks:
-            self.validator.validate(step)
-            stop_code = self._stop_code()  # a signal ends the pictures early
+        for look in looks:
+            if stop_code is None:
+                look.validate(step)
+                stop_code = self._stop_code()  # a signal ends the pictures early
         self._end_if_asked(stop_code)
         self.meter.restart_clock()
 
-    def _looks_at(self, step: int) -> bool:
-        every = self.pace.validate_every
-        return every > 0 and (step == self.pace.total_steps or step % every == 0)
+    def _looks_at(self, step: int) -> list[Looks]:
+        """Who looks at what the training has come to after this step."""
+        is_last, pace = step == self.pace.total_steps, self.pace
+        evaluates = is_last or _is_due(step, pace.evaluate_every)
+        validates = pace.validate_every > 0 and (is_last or _is_due(step, pace.validate_every))
+        return [*([self.evaluator] if evaluates else []), *([self.validator] if validates else [])]
 
     def _end_if_asked(self, exit_code: int | None) -> None:
         if exit_code is None:

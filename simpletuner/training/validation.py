@@ -19,6 +19,7 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.validation import Validation
 from simpletuner.training.prompts import Picture
+from simpletuner.training.step import resting
 
 BASE_LABEL = "base"
 """Names the pictures of the untouched model; those after n steps are named by `label_of`."""
@@ -61,14 +62,11 @@ class Renderer:
             strength: of the adapter; 0 is the base model.
             done: called after each picture.
         """
-        was_training = self.denoiser.training
-        self.denoiser.eval()
-        self.adapter.train(False)
         self.adapter.set_strength(strength)
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             # The pipelines get generators of their own; forking also covers samplers that draw from torch's.
-            with torch.random.fork_rng(devices=devices), torch.no_grad():
+            with torch.random.fork_rng(devices=devices), torch.no_grad(), resting(self.denoiser, self.adapter):
                 pipeline = self.family.pipeline(self.denoiser, self.load_vae(), self.diffusion)
                 pipeline.set_progress_bar_config(disable=True)
                 images = []
@@ -78,8 +76,6 @@ class Renderer:
                 return images
         finally:
             self.adapter.set_strength(1.0)
-            self.adapter.train(True)
-            self.denoiser.train(was_training)
 
     def _render_one(self, pipeline: Callable[..., object], picture: Picture) -> Image.Image:
         inputs = self.family.pipeline_inputs(self._batched(picture.prompt), self._batched(picture.negative_prompt))

@@ -50,7 +50,7 @@ def test_auraflows_quickstart_is_told_what_has_no_effect_and_no_more(tmp_path):
     notes = load(tmp_path, AURAFLOW).notes
 
     named = [note.split()[0] for note in notes]
-    assert named == ["validation_torch_compile", "num_eval_images", "eval_steps_interval", "lr_scheduler"]
+    assert named == ["validation_torch_compile", "lr_scheduler"]
 
 
 def test_sdxls_quickstart_means_what_it_says(tmp_path):

@@ -199,7 +199,5 @@ def test_auraflows_quickstart_is_a_plan_that_holds(capsys):
     assert "lycoris lokr by config/lycoris_config.json" in shown
     assert [line.split()[1] for line in shown.splitlines() if line.startswith("note: ") and "dataset" not in line] == [
         "validation_torch_compile",
-        "num_eval_images",
-        "eval_steps_interval",
         "lr_scheduler",
     ]

@@ -1,0 +1,171 @@
+"""Loss on held-out pictures: at noise and times that never change, so that only the model moves it.
+
+What it measures is the squared error of the denoiser's answer, without masks, weights or adaptive losses: figures of runs with
+different settings can be laid side by side. It draws nothing from the randomness of training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from simpletuner.console import Console
+from simpletuner.data.loader import Loader
+from simpletuner.options.validation import Validation
+from simpletuner.randomness import seed_from
+from simpletuner.reporting.tracker import Trackers
+from simpletuner.training.ema import Ema
+from simpletuner.training.step import Step, resting
+from simpletuner.types import Batch, Sample
+
+BANDS = 4
+"""Parts of the time from data to noise of which the loss is also given by itself."""
+FILE = "evaluation.jsonl"
+
+
+def chosen(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """So many samples at most: those whose names hash lowest, so that most stay when others are added."""
+    return sorted(samples, key=lambda sample: seed_from("evaluated", sample.id))[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The mean loss of one dataset, overall and by band of time, least noise first."""
+
+    mean: float
+    bands: tuple[float, ...]
+
+    def values(self, dataset: str) -> dict[str, float]:
+        """By the names that trackers get."""
+        name = f"loss/val/{dataset}"
+        edges = [f"{100 * band // BANDS}-{100 * (band + 1) // BANDS}" for band in range(BANDS)]
+        return {name: self.mean, **{f"{name}/noise_{edge}": loss for edge, loss in zip(edges, self.bands) if not math.isnan(loss)}}
+
+
+class Evaluator:
+    """Evaluates when it is due; all processes call it and share the work."""
+
+    def __init__(
+        self,
+        *,
+        step: Step,
+        loader: Loader,
+        held_out: Mapping[str, Sequence[Sample]],
+        options: Validation,
+        batch_size: int,
+        output_dir: Path,
+        ema: Ema | None,
+        trackers: Trackers,
+        accelerator: Accelerator,
+        console: Console,
+        autocast: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """
+        Args:
+            step, loader: of the training; nothing of them is changed.
+            held_out: dataset id to its samples.
+            batch_size: times of one picture that go through the denoiser at once.
+        """
+        self._step, self._loader, self._batch_size, self._autocast = step, loader, batch_size, autocast
+        self._samples = {name: chosen(samples, options.num_eval_images) for name, samples in held_out.items()}
+        self._totals = {name: len(samples) for name, samples in held_out.items()}
+        self._times = [(number + 0.5) / options.eval_timesteps for number in range(options.eval_timesteps)]
+        self._ema = ema if options.ema_validation != "none" else None
+        self._file = output_dir / FILE
+        self._trackers, self._accelerator, self._console = trackers, accelerator, console
+
+    def describe(self, every: int) -> str:
+        """Say in a line what is looked at; empty if nothing is."""
+        sizes = ", ".join(f"{len(samples)} of {self._totals[name]} images of {name}" for name, samples in self._samples.items())
+        when = f"every {every} steps and at the end" if every else "at the start and the end"
+        return f"{sizes} at {len(self._times)} noise levels, {when}" if sizes else ""
+
+    def before_training(self, step: int) -> None:
+        """Evaluate what training starts from, once a run."""
+        if step == 0:
+            self.validate(0)
+
+    def validate(self, step: int) -> None:
+        """Evaluate after `step` optimizer steps, and write it down."""
+        if not self._samples:
+            return
+        with torch.no_grad(), resting(self._step.denoiser, self._step.adapter), self._ema.swapped_in() if self._ema else nullcontext():
+            found = {name: self._losses(samples) for name, samples in self._samples.items()}
+        if not self._accelerator.is_main_process:
+            return
+        values = {key: value for name, losses in found.items() for key, value in losses.values(name).items()}
+        self._keep(step, values)
+        self._trackers.log(step, values)
+        said = ", ".join(f"{losses.mean:.4f} on {name}" for name, losses in found.items())
+        self._console.say(f"step {step}: held-out loss {said}")
+
+    def catch_up(self, step: int) -> None:
+        """Evaluate a step that was due, if the run ended before it came to it."""
+        is_there = torch.tensor([any(row["step"] == step for row in self._rows())], device=self._step.device)
+        if not bool(self._accelerator.gather(is_there).any()):
+            self.validate(step)
+
+    def forget_later(self, step: int) -> None:
+        """Drop what was found after a step from which the run goes on anew."""
+        rows = self._rows()
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            self._write(kept)
+
+    def _losses(self, samples: Sequence[Sample]) -> Losses:
+        """The mean over pictures and times; each process does its share of the pictures."""
+        mine = samples[self._accelerator.process_index :: self._accelerator.num_processes]
+        sums = torch.zeros(BANDS, 2, dtype=torch.float64)  # loss, count
+        for sample in mine:
+            for start in range(0, len(self._times), self._batch_size):
+                times = self._times[start : start + self._batch_size]
+                batch = self._loader.batch_of(sample, len(times))
+                if batch is None:
+                    continue
+                for time, loss in zip(times, self._batch_losses(batch, times)):
+                    sums[int(time * BANDS)] += torch.tensor([loss, 1.0], dtype=torch.float64)
+        total = self._accelerator.reduce(sums.float().to(self._step.device)).double().cpu()
+        return Losses(float(total[:, 0].sum() / total[:, 1].sum()), tuple((total[:, 0] / total[:, 1]).tolist()))
+
+    def _batch_losses(self, batch: Batch, times: Sequence[float]) -> list[float]:
+        """Losses of one picture at several times."""
+        step, device = self._step, self._step.device
+        latents = step.family.scale_latents(batch.latents["mean"].float())  # (B, C, h, w)
+        noise = torch.stack([noise_of(batch.samples[0], time, latents.shape[1:]) for time in times])
+        noised = step.process.add_noise(latents.to(device), noise.to(device), torch.tensor(times, device=device))
+        with self._autocast():
+            prediction = step.family.predict(step.denoiser, noised, batch)
+        losses: list[float] = (prediction.float() - noised.target.float()).square().flatten(1).mean(1).tolist()
+        return losses
+
+    def _keep(self, step: int, values: Mapping[str, float]) -> None:
+        self._write([*(row for row in self._rows() if row["step"] != step), {"step": step, **values}])
+
+    def _rows(self) -> list[dict[str, float]]:
+        """What was found so far; a last line that a power failure cut short is left out."""
+        rows = []
+        for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else ():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def _write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        staged = self._file.with_suffix(".tmp")
+        staged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        staged.replace(self._file)
+
+
+def noise_of(sample: Sample, time: float, shape: Sequence[int]) -> Tensor:
+    """The noise of one picture at one time, the same in every run."""
+    generator = torch.Generator().manual_seed(seed_from("evaluation noise", sample.id, f"{time:.6f}"))
+    return torch.randn(*shape, generator=generator)
