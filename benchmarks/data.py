@@ -109,13 +109,15 @@ def save_picture(path: Path, width: int, height: int, seed: int) -> None:
 def dataset_of(folder: Path, width: int, backend_type: type | None = None):
     """A planned dataset over a folder, or over a place of another kind."""
     from simpletuner.data.backends.local import LocalBackend, LocalOptions
+    from simpletuner.data.cache_place import LocalPlace
     from simpletuner.data.captions import CaptionRule
     from simpletuner.data.geometry import GeometryRule, Measure
     from simpletuner.data.plan import ImageDataset
 
     rule = GeometryRule(Measure(width, "pixel_area"), alignment_px=64 if width >= 256 else 8, aspect_decimals=2, is_cropped=False)
     options = LocalOptions(id="pictures", instance_data_dir=str(folder / "pictures"))
-    return ImageDataset("pictures", backend_type or LocalBackend, options, rule, CaptionRule("filename"), 0, 1.0, folder / "latents")
+    places = (LocalPlace(folder / "latents"), LocalPlace(folder / "text"))
+    return ImageDataset("pictures", backend_type or LocalBackend, options, rule, CaptionRule("filename"), 0, 1.0, *places)
 
 
 def measure_index(folder: Path, sizes: Sizes) -> dict[str, object]:

@@ -24,15 +24,16 @@ GROUND_FLOOR_MAY_USE = {"console": {"errors"}, "plugins": {"errors"}, "relaxed_j
 LIBRARY_ROOMS = {
     "rich": ("console.py",),
     "argparse": ("cli/",),
-    "pydantic": ("options/", "data/backend.py", "data/plan.py"),
+    "pydantic": ("options/", "data/backend.py", "data/checks.py"),
     "diffusers": ("models/",),
     "transformers": ("models/",),
-    "lycoris": ("adapters/kinds/lycoris.py",),
+    "lycoris": ("adapters/kinds/lycoris.py", "adapters/rank_masks.py", "adapters/steady_modules.py"),
     "peft": ("adapters/kinds/standard.py",),
     "optimum": ("memory/precision.py",),
     "torchao": ("memory/precision.py", "optim/"),
     "bitsandbytes": ("memory/precision.py", "optim/"),
     "accelerate": ("training/", "cli/launch.py"),
+    "cv2": ("data/faces.py",),
     "wandb": ("reporting/trackers/wandb.py",),
 }
 TORCH_FREE = ("options/", "cli/", "errors.py", "types.py", "console.py", "plugins.py", "models/family.py", "models/families/", "optim/catalogue.py")

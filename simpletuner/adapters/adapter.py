@@ -27,6 +27,10 @@ class Targets:
     """Module name suffixes that a plain LoRA adapts by default."""
     folder: str = "transformer"
     """The denoiser's name in diffusers layout, which is also its key prefix."""
+    original_layout: str | None = None
+    """The layout of the model's makers, by its name in `key_maps`; None where it is not known."""
+    presets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sets of suffixes that users may choose by a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,12 @@ class Adapter(ABC):
     def train(self, mode: bool) -> None:
         """Switch dropouts on for training and off for validation; they draw from torch's global generator."""
 
+    def at_time(self, time: Tensor) -> None:  # noqa: B027
+        """Prepare for a denoiser call at `time` (B,) or (1,), in [0, 1]; 0 is data, 1 is noise. Called before each, in training and validation.
+
+        Most kinds are the same at all times.
+        """
+
     @abstractmethod
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         """Write the weights into `folder` in the layout that other tools read, with `metadata` beside them.
@@ -94,8 +104,10 @@ class Adapter(ABC):
     def load(self, folder: Path) -> None:
         """Read back exactly what `save` wrote into `folder`; or, where a kind saves one file, that file by its path.
 
+        An adapter's file may also be of another tool and in any layout of `formats`; its effect is kept, whatever its alpha.
+
         Raises:
-            ConfigError: no such file, or a key is missing or unused; names the first few.
+            ConfigError: no such file, it is for another model, or a key is missing or unused; names the first few.
         """
 
     @abstractmethod

@@ -16,8 +16,8 @@ FULL_DIMENSION = 10000
 """A `linear_dim` that is larger than any layer: LoKr then keeps both factors whole."""
 
 KINDS: dict[str, type] = {
-    **dict.fromkeys(("linear_dim", "conv_dim", "factor"), int),
-    **dict.fromkeys(("linear_alpha", "conv_alpha", "dropout", "rank_dropout", "module_dropout", "constraint"), float),
+    **dict.fromkeys(("linear_dim", "conv_dim", "factor", "block_size", "tlora_min_rank"), int),
+    **dict.fromkeys(("linear_alpha", "conv_alpha", "dropout", "rank_dropout", "module_dropout", "constraint", "tlora_alpha"), float),
     **dict.fromkeys(("full_matrix", "decompose_both", "bypass_mode", "weight_decompose", "rs_lora"), bool),
     **dict.fromkeys(("use_tucker", "rank_dropout_scale", "rescaled"), bool),
 }
@@ -30,11 +30,12 @@ SPELLINGS = {
     "use_conv_cp": "use_tucker",
     "constrain": "constraint",
 }
-WITHOUT_EFFECT = frozenset({"preset", "block_size", "train_on_input", "warn_on_unmatched", "train_llm_adapter", "tlora_min_rank", "tlora_alpha"})
+WITHOUT_EFFECT = frozenset({"preset", "train_on_input", "warn_on_unmatched", "train_llm_adapter", "mask_group_id"})
 """Keys of the library that mean nothing to the algorithms here."""
 REFUSED: dict[str, tuple[object, str]] = {
     "use_scalar": (True, "its scalar has no place in the file, so a run could not be continued exactly"),
     "unbalanced_factorization": (True, "the library cannot load such a file back"),
+    "use_data_init": (False, "the library cannot load such a file back"),
     "wd_on_output": (False, "the library cannot load such a file back"),
     "wd_on_out": (False, "the library cannot load such a file back"),
     "train_norm": (True, "norm layers are not adapted here"),
@@ -50,7 +51,9 @@ PRESET_WITHOUT_EFFECT = frozenset({"unet_target_module", "unet_target_name", "te
 
 SIZES = frozenset({"linear_dim", "linear_alpha", "conv_dim", "conv_alpha", "use_tucker", "rs_lora"})
 DROPOUTS = frozenset({"dropout", "rank_dropout", "module_dropout", "rank_dropout_scale"})
-ONE_FOR_ALL = frozenset({"conv_dim", "conv_alpha", "dropout", "rank_dropout", "module_dropout"})
+RANKS = frozenset({"tlora_min_rank", "tlora_alpha"})
+"""How T-LoRA's ranks follow the time: how few there are in pure noise, and the power of their fall."""
+ONE_FOR_ALL = frozenset({"conv_dim", "conv_alpha", "dropout", "rank_dropout", "module_dropout"}) | RANKS
 """Settings that the library takes for the whole network only."""
 LOW_RANK = SIZES | DROPOUTS | {"bypass_mode", "weight_decompose"}
 ALGORITHMS: dict[str, frozenset[str]] = {
@@ -60,18 +63,18 @@ ALGORITHMS: dict[str, frozenset[str]] = {
     "loha": LOW_RANK,
     "glora": SIZES | DROPOUTS | {"bypass_mode"},
     "diag-oft": DROPOUTS | {"linear_dim", "constraint", "rescaled"},
+    "full": frozenset({"module_dropout"}),
+    "ia3": frozenset({"module_dropout"}),
+    "dylora": frozenset({"linear_dim", "linear_alpha", "module_dropout", "block_size"}),
+    "tlora": RANKS | {"linear_dim", "linear_alpha", "dropout", "module_dropout"},
     "boft": DROPOUTS | {"linear_dim", "constraint", "rescaled"},
 }
 """Algorithms, and the settings that each heeds. Those that heed bypass_mode have a factored form."""
 FOLDED = ("lokr", "loha")
 """Algorithms whose scale alpha / dim the library applies once in a forward pass but twice when it merges. Their files are
 saved with a scale of 1, folded into a factor, so that both ways give the trained numbers."""
-UNSUPPORTED = {
-    "full": "set model_type to full instead",
-    "ia3": "the library cannot load such a file back",
-    "dylora": "its ranks are drawn outside the run's seed, so a run could not be repeated",
-    "tlora": "its ranks follow the timestep, which is not built yet",
-}
+DYLORA_BLOCK = 4
+"""Ranks that DyLoRA trains at a time, where `block_size` is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,20 @@ class LycorisFile:
     use_fnmatch: bool = False
     notes: tuple[str, ...] = ()
     """Settings that have no effect."""
+
+    @property
+    def ranks_in_noise(self) -> int:
+        """Ranks that T-LoRA has in pure noise."""
+        return int(self._of_ranks("tlora_min_rank", 1))
+
+    @property
+    def rank_power(self) -> float:
+        """Power by which T-LoRA's ranks fall."""
+        return float(self._of_ranks("tlora_alpha", 1.0))
+
+    def _of_ranks(self, key: str, usual: float) -> Any:
+        recipes = (self.recipe, *self.module_recipes.values(), *self.name_recipes.values())
+        return next((recipe.settings[key] for recipe in recipes if key in recipe.settings), usual)
 
     @property
     def names_targets(self) -> bool:
@@ -210,9 +227,7 @@ class _Reader:
     def recipe(self, keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | None = None) -> Recipe:
         """The settings for one kind of target; `own` are those that it does not share with the rest."""
         algo = str(keys.get("algo", "lora")).lower()
-        if algo in UNSUPPORTED:
-            self.problems.append(f"{where}algo: {algo!r} is not supported: {UNSUPPORTED[algo]}")
-        elif algo not in ALGORITHMS:
+        if algo not in ALGORITHMS:
             self.problems.append(f"{where}algo: {algo!r} is unknown{_meant(algo, ALGORITHMS)}; known are {', '.join(ALGORITHMS)}")
         heeded = ALGORITHMS.get(algo, frozenset(KINDS))
         settings: dict[str, Any] = {}
@@ -226,6 +241,9 @@ class _Reader:
                     self.notes.append(f"{where}{key} has no effect with algo {algo}")
                 if own is not None and key in own and name in ONE_FOR_ALL:
                     self.problems.append(f"{where}{key}: it holds for all targets alike; move it to the top of the file")
+            elif key == "sig_type":
+                if value != "principal":
+                    self.problems.append(f"{where}sig_type: {_said(value)}; it must be 'principal': the library cannot load another back")
             elif key in WITHOUT_EFFECT:
                 self.notes.append(f"{where}{key} has no effect")
             elif key in REFUSED:
@@ -255,8 +273,17 @@ class _Reader:
         is_dora = bool(settings.get("weight_decompose"))
         if is_dora and settings.get("bypass_mode"):
             self.problems.append(f"{where}bypass_mode: true leaves weight_decompose without effect; choose one of them")
+        if algo == "tlora":
+            settings = {"tlora_min_rank": 1, "tlora_alpha": 1.0, **settings}
+            if settings["tlora_min_rank"] is not None and not 1 <= settings["tlora_min_rank"] <= dim:
+                self.problems.append(f"{where}tlora_min_rank: {settings['tlora_min_rank']}; it must be from 1 to linear_dim {dim}")
+            if settings["tlora_alpha"] is not None and settings["tlora_alpha"] <= 0:
+                self.problems.append(f"{where}tlora_alpha: {settings['tlora_alpha']:g}; it must be more than 0")
+        if algo == "dylora" and dim % (settings.get("block_size") or DYLORA_BLOCK):
+            block = settings.get("block_size") or DYLORA_BLOCK
+            self.problems.append(f"{where}linear_dim: {dim}; with algo dylora it must be a multiple of block_size {block}")
         if "bypass_mode" not in settings or is_dora:
-            settings["bypass_mode"] = "bypass_mode" in heeds and not is_dora
+            settings["bypass_mode"] = algo == "tlora" or ("bypass_mode" in heeds and not is_dora)
         if algo == "lokr" and settings["bypass_mode"] and settings.get("rank_dropout"):
             self.notes.append(f"{where}rank_dropout has no effect on LoKr in its factored form")
         return Recipe(algo, settings)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from simpletuner.adapters.key_maps import Layout
 from simpletuner.errors import ConfigError, choose, nearest
 
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,6 +22,16 @@ SHOWN = 12
 def adaptable(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Every Linear and Conv by its name."""
     return {name: module for name, module in denoiser.named_modules() if isinstance(module, ADAPTABLE)}
+
+
+def layout_of(denoiser: nn.Module, folder: str, original: str | None) -> Layout:
+    """What the file formats need to know of a denoiser, before anything is put on it."""
+
+    def shape(module: Any) -> tuple[int, ...]:
+        # A quantised weight may be packed into another shape.
+        return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else tuple(module.weight.shape)
+
+    return Layout(folder, original, {name: shape(module) for name, module in adaptable(denoiser).items()})
 
 
 def owner_classes(denoiser: nn.Module) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,12 +20,13 @@ SHOWN = 3
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write float tensors and text about them.
+    """Write float tensors and text about them, among it the digest of the tensors by which other tools know the file.
 
     The library's own writer puts metadata in an order that changes from call to call, so that two equal runs would
     leave different files.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide ones first keeps all aligned
+    metadata = {**metadata, **digests(tensors)}
+    names = _in_order(tensors)
     header: dict[str, object] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
     end = 0
     for name in names:
@@ -37,7 +39,24 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in names:
-            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(_bytes_of(tensors[name]))
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of all that follows a file's header, as the model specification and the WebUI's extra networks want it."""
+    digest = hashlib.sha256()
+    for name in _in_order(tensors):
+        digest.update(_bytes_of(tensors[name]))
+    return {"modelspec.hash_sha256": f"0x{digest.hexdigest()}", "sshs_model_hash": digest.hexdigest()}
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Wide tensors first, which keeps all of them aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -51,6 +70,12 @@ def read(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ConfigError(f"{path} is not a readable safetensors file: {error}", hint="Copy it again, or use another checkpoint.") from error
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Read what a safetensors file, or the adapter file in a folder, says of itself."""
+    with safe_open(path / ADAPTER_FILE if path.is_dir() else path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def check_keys(path: Path, found: Iterable[str], expected: Iterable[str]) -> None:

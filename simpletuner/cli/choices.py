@@ -14,6 +14,7 @@ from simpletuner.memory.precision import PRECISIONS
 from simpletuner.models.family import ModelFamily
 from simpletuner.optim.catalogue import OPTIMIZERS
 from simpletuner.options.effects import OF_OTHERS
+from simpletuner.options.models import Models
 
 FAMILIES = "simpletuner.models.families"
 TRACKERS = "simpletuner.reporting.trackers"
@@ -64,10 +65,10 @@ def family_defaults(name: str, flavour: str | None) -> Mapping[str, Any]:
     return kind.defaults
 
 
-def idle_of(name: str) -> Mapping[str, str]:
-    """The options that have no effect in a family, and why."""
-    kind = family_of(name)
-    return {**OF_OTHERS[kind.objective], **kind.idle}
+def idle_of(models: Models) -> Mapping[str, str]:
+    """The options that have no effect in the model that is chosen, and why."""
+    family = family_of(models.model_family)(models)
+    return {**OF_OTHERS[family.objective], **family.idle}
 
 
 def _family_sentence(name: str) -> str:

@@ -10,7 +10,6 @@ from simpletuner.cli.choices import family_of
 from simpletuner.console import Console
 from simpletuner.data.plan import load_plan
 from simpletuner.models.family import ModelFamily
-from simpletuner.models.source import is_local
 from simpletuner.optim import catalogue, notes
 from simpletuner.options.load import DEFAULT, Loaded
 from simpletuner.options.memory import WEIGHTS
@@ -43,7 +42,7 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
     for line in plan.describe():
         console.say(f"  {line}")
     console.say()
-    for note in (*loaded.notes, *family.notes(), *notes.notes(config.optim), *plan.notes):
+    for note in (*loaded.notes, *family.notes(), *family.objective_notes(config.diffusion), *notes.notes(config.optim), *plan.notes):
         console.say(f"note: {note}")
     console.say("\nNothing was loaded or written, and no picture was opened: `simpletuner dataset check` does that. Without --dry-run this trains.")
 
@@ -74,7 +73,7 @@ def written(value: object) -> str:
 
 def is_here(family: ModelFamily) -> bool:
     """Whether every part of the model is on this machine, so that asking for its facts asks no hub."""
-    return is_local(family.source.location) and not any(family.source.is_replaced(part) for part in family.parts)
+    return family.source.is_here and not any(family.source.is_replaced(part) for part in family.parts)
 
 
 def knows_alignment(family: ModelFamily) -> bool:

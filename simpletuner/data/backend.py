@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -36,7 +36,7 @@ class EntryOptions(BaseModel):
     """The place where its data lies."""
     dataset_type: str = "image"
     """What it holds: `image`, `eval` (pictures that are never trained on), `conditioning` (masks and references of other pictures),
-    or `text_embeds` to say where text embeddings are cached."""
+    or `text_embeds` and `image_embeds` to say where text embeddings and latents are cached."""
     disabled: bool = False
     """Leave this entry out; nothing in it is checked."""
 
@@ -100,8 +100,8 @@ class DatasetOptions(EntryOptions):
     """Skip images whose width over height is more."""
     crop: bool = False
     """Cut pictures to the shape that `crop_aspect` names; else they keep the image's own."""
-    crop_style: Literal["center", "random", "corner"] | None = None
-    """Where to cut: a place drawn once for each image (default), the middle, or the upper left."""
+    crop_style: Literal["center", "random", "corner", "face"] | None = None
+    """Where to cut: a place drawn once for each image (default), the middle, the upper left, or around the largest face."""
     crop_aspect: Literal["square", "preserve", "closest", "random"] | None = None
     """Shape of the picture: `square` (default), the image's own, or from `crop_aspect_buckets` the closest or a random one."""
     crop_aspect_buckets: tuple[float | AspectWeight, ...] = ()
@@ -146,6 +146,8 @@ class DatasetOptions(EntryOptions):
     """Folder of its latents; by default `vae/<model_family>/<id>` in `cache_dir`."""
     text_embeds: str | None = None
     """Id of a `text_embeds` entry."""
+    image_embeds: str | None = None
+    """Id of an `image_embeds` entry."""
     conditioning_data: tuple[str, ...] = ()
     """Id of a conditioning dataset that goes along with this one, or a list of several."""
     conditioning_type: str | None = None
@@ -201,6 +203,9 @@ class DataBackend(ABC):
         Args:
             options: an instance of `options_type`. Nothing is opened yet.
         """
+
+    def keep_in(self, folder: Path) -> None:  # noqa: B027  # most places keep nothing
+        """Say where it may keep what it learns of the place for the next start. Called before anything else, or never."""
 
     @property
     @abstractmethod

@@ -7,6 +7,7 @@ what is left: nothing is dropped, nothing is drawn twice to fill up.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -45,10 +46,11 @@ class BucketRow:
 
 def by_bucket(samples: Iterable[Sample]) -> dict[Size, list[Sample]]:
     """Samples by the size of the picture that the model sees, each bucket in the order of `samples`."""
-    buckets: dict[Size, list[Sample]] = {}
+    buckets: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
     for sample in samples:
-        buckets.setdefault(sample.geometry.bucket, []).append(sample)
-    return buckets
+        crop = sample.geometry.crop
+        buckets[crop.width, crop.height].append(sample)
+    return {Size(*sides): members for sides, members in buckets.items()}
 
 
 def describe(group: Group, batch_size: int) -> list[BucketRow]:

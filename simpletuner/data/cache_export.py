@@ -11,22 +11,22 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from simpletuner.data.cache_tools import Advance, Damaged, Inventory
+from simpletuner.data.cache_place import Where, as_place
+from simpletuner.data.cache_tools import Advance, Damaged, Inventory, read_all
 from simpletuner.data.records import DamagedEntry, unpack, verified
 from simpletuner.data.shard_writer import SHARD_BYTES
-from simpletuner.data.shelf import Shelf
 from simpletuner.errors import DatasetError
 
 INDEX_NAME = "index.json"
 
 
-def export(folder: Path, to: Path, stock: Inventory, advance: Advance, *, is_one_file_each: bool) -> list[Damaged]:
-    """Write the entries of a cache folder.
+def export(where: Where, to: Path, stock: Inventory, advance: Advance, *, is_one_file_each: bool) -> list[Damaged]:
+    """Write the entries of a cache.
 
     Args:
         to: a folder that is empty or not there yet. `index.json` in it, written last, names for each key the file, the tensors
             with their names in that file, and the facts that the entry came with.
-        stock: what `take_stock` says of `folder`.
+        stock: what `take_stock` says of it.
         advance: told of each entry.
         is_one_file_each: a file `<key>.safetensors` an entry, in folders by the key's first two letters, whose tensors have their
             own names; otherwise files of about 256 MB, in which a tensor is called `<key>/<name>`.
@@ -40,13 +40,14 @@ def export(folder: Path, to: Path, stock: Inventory, advance: Advance, *, is_one
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise DatasetError(f"{to} is there already", hint="Name a folder that is empty or does not exist.")
     to.mkdir(parents=True, exist_ok=True)
-    shelf, index, damaged = Shelf(folder), dict[str, Any](), list[Damaged]()
+    shelf, index, damaged = as_place(where).shelf(), dict[str, Any](), list[Damaged]()
     waiting: dict[str, Tensor] = {}
     number = 1
-    for key, place in stock.places(stock.is_current):
+    for key, place, data in read_all(shelf, stock.places(stock.is_current)):
         advance(1)
         try:
-            data = shelf.read(place.shard, place.offset, place.length)
+            if isinstance(data, OSError):
+                raise DamagedEntry(f"it cannot be read ({data.strerror})")
             tensors, about = unpack(key, data), verified(data)[1].about
         except DamagedEntry as error:
             damaged.append(Damaged(key.hex(), place, {}, str(error)))

@@ -1,4 +1,4 @@
-"""What is done with cache folders besides training: look into them, check them, clear them out."""
+"""What is done with caches besides training: look into them, check them, clear them out."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from simpletuner.data.bucket_shelf import MARK
+from simpletuner.data.cache_place import CachePlace, Where, as_place
 from simpletuner.data.catalogue import living, placed
 from simpletuner.data.records import DamagedEntry, Record, head_of, repack, text_of
 from simpletuner.data.shard_writer import HEADER_BYTES, SHARD_BYTES
-from simpletuner.data.shards import DEAD, INDEX, OPEN, SEALED, Place, Rows, contents, grown, stem_of
-from simpletuner.data.shelf import Item, Shelf
+from simpletuner.data.shards import INDEX, Place, Rows, contents, grown, stem_of
+from simpletuner.data.shelf import DEAD, OPEN, SEALED, Item, Shelf
 from simpletuner.data.store import Store
 from simpletuner.errors import DatasetError
 
@@ -26,13 +29,15 @@ LITTLE_LIVES = 0.5
 SMALL_SHARD, SMALL_COUNT = SHARD_BYTES // 4, 128
 """Sealed shards with fewer bytes and fewer entries are put together, if there are several."""
 BATCH_BYTES = 1 << 24
-"""Copied at once."""
+"""Read at once, and copied at once."""
+LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors itself refuses longer ones."""
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All that a cache folder holds, by the indexes of its shards."""
+    """All that a cache holds, by the indexes of its shards."""
 
     shards: Mapping[str, Item]
     """In order of time."""
@@ -57,15 +62,15 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Entries of one folder that were made alike: a row of `cache ls`."""
+    """Entries of one cache that were made alike: a row of `cache ls`."""
 
-    folder: Path
+    place: CachePlace
     about: Mapping[str, str]
     entries: int
     bytes: int
     """Of these entries alone."""
-    used: float
-    """When one of their shards was last read, in seconds since 1970."""
+    used: float | None
+    """When one of their shards was last read, in seconds since 1970; None where nobody notes that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +97,13 @@ class Unused:
 
 
 def cache_folders(roots: Iterable[Path]) -> list[Path]:
-    """Every folder with shards at or below these."""
+    """Every folder with shards at or below these, but for the workplaces of buckets."""
     found = set()
     for root in roots:
-        for folder, _, files in os.walk(root):
-            if any(is_shard(name) for name in files):
+        for folder, below, files in os.walk(root):
+            if MARK in files:
+                below.clear()
+            elif any(is_shard(name) for name in files):
                 found.add(Path(folder))
     return sorted(found)
 
@@ -105,14 +112,15 @@ def is_shard(name: str) -> bool:
     return name.startswith("shard-") and name.endswith((OPEN, SEALED))
 
 
-def take_stock(folder: Path) -> Inventory:
-    """Read the indexes of a folder, again if a run seals or replaces a shard meanwhile."""
+def take_stock(where: Where) -> Inventory:
+    """Read the indexes of a cache, again if a run seals or replaces a shard meanwhile."""
+    place = as_place(where)
     for _ in range(LISTINGS):
         try:
-            return _take_stock(Shelf(folder))
+            return _take_stock(place.shelf())
         except FileNotFoundError:
             continue
-    raise DatasetError(f"the cache folder {folder} changes faster than it can be read", hint="Try again when the runs that fill it are done.")
+    raise DatasetError(f"the cache {place} changes faster than it can be read", hint="Try again when the runs that fill it are done.")
 
 
 def _take_stock(shelf: Shelf) -> Inventory:
@@ -145,20 +153,23 @@ def newest(rows: Rows, shard: NDArray[numpy.uint32]) -> NDArray[numpy.bool_]:
     return is_last
 
 
-def survey(folder: Path) -> list[Held]:
-    """Say what a folder holds, by what entries have in common."""
-    stock = take_stock(folder)
+def survey(where: Where) -> list[Held]:
+    """Say what a cache holds, by what entries have in common."""
+    place = as_place(where)
+    notes_use = place.shelf().notes_use
+    stock = take_stock(place)
     used = numpy.array([item.modified for item in stock.shards.values()])
     found = []
     for number, group in enumerate(stock.groups):
         mask = stock.is_current & (stock.rows["group"] == number)
         if mask.any():
-            found.append(Held(folder, group, int(mask.sum()), int(stock.rows["length"][mask].sum(dtype=numpy.uint64)), used[stock.shard[mask]].max()))
+            size = int(stock.rows["length"][mask].sum(dtype=numpy.uint64))
+            found.append(Held(place, group, int(mask.sum()), size, float(used[stock.shard[mask]].max()) if notes_use else None))
     return found
 
 
-def check(folder: Path, stock: Inventory, advance: Advance) -> tuple[list[Damaged], dict[str, str]]:
-    """Read every entry of a folder.
+def check(where: Where, stock: Inventory, advance: Advance) -> tuple[list[Damaged], dict[str, str]]:
+    """Read every entry of a cache.
 
     Args:
         stock: what `take_stock` says of it.
@@ -167,32 +178,65 @@ def check(folder: Path, stock: Inventory, advance: Advance) -> tuple[list[Damage
     Returns:
         The damaged entries, and what is wrong with shards though it costs no entry.
     """
-    shelf = Shelf(folder)
+    shelf = as_place(where).shelf()
     damaged: list[Damaged] = []
     whole: set[bytes] = set()
-    for key, place in stock.places(numpy.ones(len(stock.rows), bool)):
+    for key, place, data in read_all(shelf, stock.places(numpy.ones(len(stock.rows), bool))):
         advance(1)
         try:
-            data = shelf.read(place.shard, place.offset, place.length)
+            if isinstance(data, OSError):
+                raise DamagedEntry(f"it cannot be read ({data.strerror})")
             if repack(data).key != key:
                 raise DamagedEntry("another entry lies in its place")
             whole.add(key)
         except DamagedEntry as error:
-            damaged.append(Damaged(key.hex(), place, _said(data), str(error)))
-        except OSError as error:
-            damaged.append(Damaged(key.hex(), place, {}, f"it cannot be read ({error.strerror})"))
+            damaged.append(Damaged(key.hex(), place, {} if isinstance(data, OSError) else _said(data), str(error)))
     faults = dict(stock.faults)
     for name in stock.shards:
-        if name.endswith(SEALED) and (fault := header_fault(folder / name)):
+        if name.endswith(SEALED) and (fault := header_fault(shelf, name, stock.shards[name].size)):
             faults.setdefault(name, fault)
     return [one for one in damaged if bytes.fromhex(one.key) not in whole], faults
 
 
-def header_fault(path: Path) -> str | None:
+def read_all(shelf: Shelf, places: Iterable[tuple[bytes, Place]]) -> Iterator[tuple[bytes, Place, bytearray | OSError]]:
+    """Read entries in the order in which they lie, neighbours together: in a bucket each reading is a request."""
+    span: list[tuple[bytes, Place]] = []
+    for key, place in places:
+        if span and (span[0][1].shard != place.shard or place.offset + place.length - span[0][1].offset > BATCH_BYTES):
+            yield from _read_span(shelf, span)
+            span = []
+        span.append((key, place))
+    yield from _read_span(shelf, span)
+
+
+def _read_span(shelf: Shelf, span: Sequence[tuple[bytes, Place]]) -> Iterator[tuple[bytes, Place, bytearray | OSError]]:
+    if not span:
+        return
+    first, last = span[0][1], span[-1][1]
+    try:
+        data = shelf.read(first.shard, first.offset, last.offset + last.length - first.offset)
+    except OSError as error:
+        if len(span) == 1:
+            yield (*span[0], error)
+            return
+        for one in span:  # what cannot be read may be one of them alone
+            yield from _read_span(shelf, [one])
+        return
+    for key, place in span:
+        start = place.offset - first.offset
+        yield key, place, data[start : start + place.length]
+
+
+def header_fault(shelf: Shelf, name: str, size: int) -> str | None:
     """Whether other tools can open a sealed shard; we need not its header but its index."""
     try:
-        with safe_open(path, "pt"):
-            return None
+        length = int.from_bytes(shelf.read(name, 0, 8), "little")
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(shelf.read(name, 0, 8 + min(length, LONGEST_HEADER)))
+            os.truncate(path, size)  # the header alone, in a file as long as the shard
+            with safe_open(path, "pt"):
+                return None
     except (SafetensorError, OSError) as error:
         return f"other tools cannot open it ({error})"
 
@@ -234,38 +278,63 @@ def to_rewrite(stock: Inventory, leaving: Collection[Place] = ()) -> list[str]:
     return [name for name in lives if name in chosen]
 
 
-def rewrite(folder: Path, stock: Inventory, names: Sequence[str], advance: Advance) -> int:
+def rewrite(where: Where, stock: Inventory, names: Sequence[str], advance: Advance) -> int:
     """Copy what lives in some shards into new ones and delete them; give the bytes that were gained.
 
-    Damaged entries are left behind. A shard is deleted once all of it is safe elsewhere, so that this can be killed at any
-    moment; whoever reads meanwhile finds an entry in the one place or the other.
+    Damaged entries are left behind, unless an older copy is whole, which then is kept. A shard is deleted once all of it is safe
+    elsewhere, so that this can be killed at any moment; whoever reads meanwhile finds an entry in the one place or the other.
 
     Args:
         stock: taken after entries were removed.
         advance: told of each shard.
     """
-    store, shelf = Store(folder), Shelf(folder)
+    store, shelf = Store(where), as_place(where).shelf()
     before = sum(item.size for item in shelf.list().values())
-    places: dict[str, list[Place]] = {}
-    for _, place in stock.places(stock.is_current & numpy.isin(stock.shard, [number for number, name in enumerate(stock.shards) if name in names])):
-        places.setdefault(place.shard, []).append(place)
+    is_chosen = numpy.isin(stock.shard, [number for number, name in enumerate(stock.shards) if name in names])
+    places: dict[str, list[tuple[bytes, Place]]] = {}
+    for key, place in (*stock.places(stock.is_current & is_chosen), *spare_copies(shelf, stock, is_chosen)):
+        places.setdefault(place.shard, []).append((key, place))
+    waiting: list[str] = []
     for name in names:
         for batch in _batches(shelf, places.get(name, ())):
             store.write(batch)
-        shelf.delete(name)
-        shelf.delete(stem_of(name) + DEAD)
+        waiting.append(name)
+        if not shelf.publishes_late:
+            _delete(shelf, waiting)
         advance(1)
     store.close()
+    _delete(shelf, waiting)
     return before - sum(item.size for item in shelf.list().values())
 
 
-def _batches(shelf: Shelf, places: Iterable[Place]) -> Iterator[list[Record]]:
+def spare_copies(shelf: Shelf, stock: Inventory, is_chosen: NDArray[numpy.bool_]) -> Iterator[tuple[bytes, Place]]:
+    """Older copies, among those chosen, of entries whose newest copy is damaged."""
+    older = list(stock.places(is_chosen & ~stock.is_current))
+    keys = {key for key, _ in older}
+    newest_places = sorted(
+        ((key, place) for key, place in stock.places(stock.is_current) if key in keys), key=lambda one: (one[1].shard, one[1].offset)
+    )
+    whole = {key for key, _, data in read_all(shelf, newest_places) if not isinstance(data, OSError) and _is_whole(data)}
+    yield from ((key, place) for key, place in older if key not in whole)
+
+
+def _delete(shelf: Shelf, names: list[str]) -> None:
+    """Delete shards with their lists of removed entries, and forget their names."""
+    while names:
+        name = names.pop()
+        shelf.delete(name)
+        shelf.delete(stem_of(name) + DEAD)
+
+
+def _batches(shelf: Shelf, places: Iterable[tuple[bytes, Place]]) -> Iterator[list[Record]]:
     """Whole entries, read some at a time."""
     batch: list[Record] = []
     size = 0
-    for place in places:
+    for _, place, data in read_all(shelf, places):
+        if isinstance(data, OSError):
+            raise data
         try:
-            batch.append(repack(shelf.read(place.shard, place.offset, place.length)))
+            batch.append(repack(data))
         except DamagedEntry:
             continue
         size += place.length
@@ -274,6 +343,14 @@ def _batches(shelf: Shelf, places: Iterable[Place]) -> Iterator[list[Record]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _is_whole(data: bytearray) -> bool:
+    try:
+        repack(data)
+    except DamagedEntry:
+        return False
+    return True
 
 
 def _said(data: bytearray) -> Mapping[str, str]:

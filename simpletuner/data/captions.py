@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from posixpath import basename, splitext
 
 SEPARATOR = "\x1e"
@@ -62,7 +61,7 @@ def captions_of(rule: CaptionRule, name: str, text: str = "") -> tuple[str, ...]
 def sidecar_of(rule: CaptionRule, name: str) -> str | None:
     """Name the text file that an image needs, or None if its strategy needs none."""
     suffix = STRATEGIES[rule.strategy].sidecar
-    return None if suffix is None else PurePosixPath(name).with_suffix(suffix).as_posix()
+    return None if suffix is None else splitext(name)[0] + suffix
 
 
 def from_filename(rule: CaptionRule, name: str, text: str) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy
 from numpy.typing import NDArray
 
-from simpletuner.data.shards import DEAD, INDEX, OPEN, SEALED, Place, Rows, contents, dead_in, grown, halves, stem_of
-from simpletuner.data.shelf import Item, Shelf
+from simpletuner.data.shards import INDEX, Place, Rows, contents, dead_in, grown, halves, stem_of
+from simpletuner.data.shelf import DEAD, OPEN, SEALED, Item, Shelf
 
 LOOKS = 5
 """Times a folder is listed again because a shard was sealed or merged while it was being looked at."""

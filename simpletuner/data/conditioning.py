@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from simpletuner.data.backend import DataBackend, DatasetOptions
+from simpletuner.data.cache_place import CachePlace
 from simpletuner.data.columns import open_place
 from simpletuner.data.entries import Findings
 from simpletuner.errors import choose
@@ -37,7 +37,7 @@ class Conditioning:
     backend_type: type[DataBackend]
     options: DatasetOptions
     """As written, for the backend."""
-    cache_dir_vae: Path
+    latents_place: CachePlace
 
     @property
     def is_mask(self) -> bool:
@@ -50,7 +50,7 @@ class Conditioning:
     def describe(self) -> str:
         """Say all of it in a line."""
         of = ", ".join(self.sources)
-        return f"{self.id}: {self.kind} of {of}; files in {self.open().place}; cached in {self.cache_dir_vae}"
+        return f"{self.id}: {self.kind} of {of}; files in {self.open().place}; cached in {self.latents_place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Draft:
     label: str
     options: DatasetOptions
     backend_type: type[DataBackend]
-    cache_dir_vae: Path
+    latents_place: CachePlace
 
 
 def check_entry(label: str, written: DatasetOptions, findings: Findings) -> None:
@@ -101,7 +101,7 @@ def settle(
         sources = sources_of(draft, datasets, absent, findings)
         if sources:
             kind = draft.options.conditioning_type or ""
-            settled.append(Conditioning(draft.options.id, kind, sources, draft.backend_type, draft.options, draft.cache_dir_vae))
+            settled.append(Conditioning(draft.options.id, kind, sources, draft.backend_type, draft.options, draft.latents_place))
     findings.problems += doubled(settled)
     return settled
 

@@ -31,7 +31,7 @@ class EmbedCache:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Callable[[str], Sequence[Store]],
         encode: Callable[[Sequence[str]], Mapping[str, Tensor]],
         fingerprint: str,
         batch_size: int,
@@ -41,13 +41,15 @@ class EmbedCache:
     ) -> None:
         """
         Args:
+            store: where embeddings are kept, of all prompts or of each: all of these stores hold them.
             encode: B prompts to tensors of the family's own names whose first axis is B.
             fingerprint: identity of all that embeddings depend on besides the prompt.
             batch_size: prompts encoded at once.
             warn: told of entries that had to be made again, and of a batch size that did not fit.
             held_bytes: embeddings kept in memory, the latest used.
         """
-        self._store, self._fingerprint, self._warn = store, fingerprint, warn
+        self._stores_of: Callable[[str], Sequence[Store]] = (lambda _: (store,)) if isinstance(store, Store) else store
+        self._fingerprint, self._warn = fingerprint, warn
         hint = "Set a smaller text_encoder_1_precision, or a lower tokenizer_max_length."
         self._encoder: RowEncoder[Sequence[str]] = RowEncoder(encode, batch_size, warn, "text_encoder_batch_size", hint)
         self._held = _Held(held_bytes)
@@ -58,8 +60,28 @@ class EmbedCache:
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         """Those that have to be encoded, each once."""
-        held = self._store.keys()
-        return [prompt for prompt in dict.fromkeys(prompts) if self.key(prompt) not in held]
+        return list(self._lacking(prompts))
+
+    def used(self, prompts: Iterable[str]) -> dict[str, set[str]]:
+        """The keys of prompts, by identity of the store."""
+        used: dict[str, set[str]] = {}
+        for prompt in prompts:
+            for store in self._stores_of(prompt):
+                used.setdefault(store.identity, set()).add(self.key(prompt))
+        return used
+
+    def _lacking(self, prompts: Iterable[str]) -> dict[str, list[Store]]:
+        """The prompts that have to be encoded, each with the stores that lack it."""
+        held: dict[str, set[str]] = {}
+        lacking: dict[str, list[Store]] = {}
+        for prompt in dict.fromkeys(prompts):
+            key = self.key(prompt)
+            for store in self._stores_of(prompt):
+                if store.identity not in held:
+                    held[store.identity] = store.keys()
+                if key not in held[store.identity]:
+                    lacking.setdefault(prompt, []).append(store)
+        return lacking
 
     def fill(self, prompts: Iterable[str], bar: Bar | None = None) -> None:
         """Encode and keep what is missing; entries are written behind the encoder.
@@ -68,18 +90,21 @@ class EmbedCache:
             DatasetError: the encoders' answer to some prompts is not finite; all others are cached.
             MemoryLimitError: one prompt is too much for the encoders, or the disk is full; what was made is kept.
         """
-        missing = self.missing(prompts)
-        self._store.sweep()
+        lacking = self._lacking(prompts)
+        missing = list(lacking)
+        for store in {store for stores in lacking.values() for store in stores}:
+            store.sweep()
         useless: list[str] = []
         size = self._encoder.batch_size
         with WriteBehind(size) as writer:
             for start in range(0, len(missing), size):
                 batch = missing[start : start + size]
                 for prompt, row in zip(batch, self._encoder.rows(batch)):
-                    if is_finite(row):
-                        writer.put(self._store, self.key(prompt), row, self._describe(prompt))
-                    else:
+                    if not is_finite(row):
                         useless.append(prompt)
+                        continue
+                    for store in lacking[prompt]:
+                        writer.put(store, self.key(prompt), row, self._describe(prompt))
                 if bar is not None:
                     bar.advance(len(batch))
         if useless:
@@ -94,19 +119,23 @@ class EmbedCache:
         return row
 
     def _stored(self, prompt: str) -> Row | None:
-        try:
-            return self._store.get(self.key(prompt))
-        except KeyError:
-            self._warn(f"the cached embeddings of {prompt!r} are gone and are made again")
-        except DamagedEntry as error:
-            self._warn(f"the cached embeddings of {prompt!r} are damaged and are made again: {error}")
+        problem = "gone and are made again"
+        for store in self._stores_of(prompt):
+            try:
+                return store.get(self.key(prompt))
+            except KeyError:
+                continue
+            except DamagedEntry as error:
+                problem = f"damaged and are made again: {error}"
+        self._warn(f"the cached embeddings of {prompt!r} are {problem}")
         return None
 
     def _make(self, prompt: str) -> Row:
         row = self._encoder.rows([prompt])[0]
         if not is_finite(row):
             raise _not_finite([prompt])
-        self._store.put(self.key(prompt), row, self._describe(prompt))
+        for store in self._stores_of(prompt):
+            store.put(self.key(prompt), row, self._describe(prompt))
         return row
 
     def _describe(self, prompt: str) -> dict[str, str]:

@@ -13,8 +13,8 @@ from simpletuner.data.keys import SECRET, tidy
 from simpletuner.errors import ConfigError, choose
 from simpletuner.relaxed_json import load_relaxed
 
-KINDS = ("image", "eval", "conditioning", "text_embeds")
-KINDS_LATER = ("video", "audio", "image_embeds", "conditioning_image_embeds", "distillation_cache", "caption", "grounding")
+KINDS = ("image", "eval", "conditioning", "text_embeds", "image_embeds")
+KINDS_LATER = ("video", "audio", "conditioning_image_embeds", "distillation_cache", "caption", "grounding")
 PLACEHOLDER = re.compile(r"\{(env:)?(\w+)\}")
 
 

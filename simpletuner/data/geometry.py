@@ -15,7 +15,7 @@ from simpletuner.randomness import seed_from
 from simpletuner.types import Crop, Geometry, Size
 
 Unit = Literal["pixel", "area", "pixel_area"]
-CropStyle = Literal["center", "random", "corner"]
+CropStyle = Literal["center", "random", "corner", "face"]
 CropAspect = Literal["square", "preserve", "closest", "random"]
 
 
@@ -54,6 +54,16 @@ class AspectChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Face:
+    """Where a face lies in an upright image, in that image's pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class GeometryRule:
     """How the images of one dataset become training pictures."""
 
@@ -77,8 +87,8 @@ class GeometryRule:
 
     @property
     def is_random(self) -> bool:
-        """Whether `fit` depends on its seed."""
-        return self.crop_style == "random" or (self.is_cropped and self.crop_aspect == "random")
+        """Whether `fit` depends on its seed; with `crop_style` face it does for images without one."""
+        return self.crop_style in ("random", "face") or (self.is_cropped and self.crop_aspect == "random")
 
     def __str__(self) -> str:
         size = f"{self.resolution}, sides in steps of {self.alignment_px} px"
@@ -89,16 +99,19 @@ class GeometryRule:
         return f"{size}; crop {self.crop_aspect}, {self.crop_style}{kept}{before}"
 
 
-def fit(original: Size, rule: GeometryRule, random: int) -> Geometry:
+def fit(original: Size, rule: GeometryRule, random: int, face: Face | None = None) -> Geometry:
     """Say how an image becomes a training picture.
 
     Args:
         original: upright size.
         rule: of its dataset.
         random: seed of this image's draws; looked at only if `rule.is_random`.
+        face: the one to cut around; looked at only if `rule.crop_style` is face.
     """
     bucket = bucket_for(original, rule, random)
     resized = before_crop(original, bucket, rule)
+    if rule.crop_style == "face" and face is not None:
+        return Geometry(original, resized, around(face, original, resized, bucket))
     return Geometry(original, resized, place(resized, bucket, rule.crop_style, random))
 
 
@@ -203,12 +216,28 @@ def divide(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
+def around(face: Face, original: Size, resized: Size, bucket: Size) -> Crop:
+    """Lay the crop into the resized image so that a face is in its middle, or as near to it as the image reaches."""
+    left = begin(2 * face.left + face.width, original.width, resized.width, bucket.width)
+    top = begin(2 * face.top + face.height, original.height, resized.height, bucket.height)
+    return Crop(left, top, bucket.width, bucket.height)
+
+
+def begin(twice_middle: int, original: int, resized: int, length: int) -> int:
+    """The first pixel of a stretch of `length` with something in its middle, along one side of the resized image.
+
+    Args:
+        twice_middle: of that something, in pixels of the original.
+    """
+    return min(max(divide(twice_middle * resized - length * original, 2 * original), 0), resized - length)
+
+
 def place(resized: Size, bucket: Size, style: CropStyle, random: int) -> Crop:
-    """Lay the crop into the resized image."""
+    """Lay the crop into the resized image where no face says where."""
     across, down = resized.width - bucket.width, resized.height - bucket.height
     left, top = 0, 0
     if style == "center":
         left, top = across // 2, down // 2
-    elif style == "random":
+    elif style in ("random", "face"):
         left, top = seed_from("crop left", random) % (across + 1), seed_from("crop top", random) % (down + 1)
     return Crop(left, top, bucket.width, bucket.height)

@@ -25,10 +25,6 @@ SECRET = frozenset({"aws_access_key_id", "aws_secret_access_key"})
 """Keys whose values no message shows."""
 
 LATER = "is not available yet"
-VALUES_LATER = {
-    ("crop_style", "face"): f"{LATER}; use 'center', 'random' or 'corner'",
-}
-"""Values that mean something, but not here."""
 
 OFF = ("", "false", "no", "off", "0", "0.0", "none", "[]", "{}")
 Idle = Mapping[str, tuple[tuple[str, ...], str]]
@@ -57,7 +53,7 @@ IDLE: Idle = {
     **idle("belongs into a text_embeds entry, where it holds for every dataset that uses it", "caption_filter_list"),
     **idle(LATER, "vae_cache_clear_each_epoch max_upscale_threshold slider_strength timestep_sampling_offset"),
     **idle(LATER, "disable_after_epoch_step"),
-    **idle(LATER, "conditioning image_embeds conditioning_image_embeds video audio"),
+    **idle(LATER, "conditioning conditioning_image_embeds video audio"),
     **idle(
         "belongs to datasets of another type",
         """
@@ -72,13 +68,13 @@ IDLE: Idle = {
 }
 """Keys without effect in an image dataset."""
 
-IDLE_TEXT: Idle = {
+IDLE_CACHE: Idle = {
     **IDLE,
     **idle("has no effect: entries are written as they are made", "write_batch_size", "128"),
     **idle("is one setting for the whole run: write it in config.json", "text_encoder_batch_size"),
     **idle(LATER, "text_cache_ondemand text_cache_disable"),
 }
-"""Keys without effect in a `text_embeds` entry."""
+"""Keys without effect in an entry that says where a cache is kept."""
 
 
 def tidy(entry: Mapping[str, Any]) -> dict[str, Any]:

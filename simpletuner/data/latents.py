@@ -23,7 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -33,7 +32,7 @@ from simpletuner.console import Bar
 from simpletuner.data.buckets import by_bucket
 from simpletuner.data.contents import SetAside
 from simpletuner.data.row_encoder import Row, RowEncoder, is_finite
-from simpletuner.data.store import DamagedEntry, Store, key_of
+from simpletuner.data.store import DamagedEntry, NewEntry, Store, key_of
 from simpletuner.data.write_behind import WriteBehind
 from simpletuner.errors import DatasetError
 from simpletuner.types import Sample
@@ -77,12 +76,12 @@ Decoding = list[tuple[Sample, Callable[[], Made | None]]]
 
 
 class Claims:
-    """The keys that are there or being made, by folder: what two samples share is made once. Safe to use from many threads."""
+    """The keys that are there or being made, by store: what two samples share is made once. Safe to use from many threads."""
 
-    def __init__(self, held: Mapping[Path, set[str]]) -> None:
+    def __init__(self, held: Mapping[str, set[str]]) -> None:
         """
         Args:
-            held: the keys that are there.
+            held: the keys that are there, by identity of the store.
         """
         self._held = held
         self._lock = threading.Lock()
@@ -90,8 +89,8 @@ class Claims:
     def are_taken(self, store: Store, key: str) -> bool:
         """Whether an entry is there or somebody else makes it; if not, the caller is to make it."""
         with self._lock:
-            is_taken = key in self._held[store.folder]
-            self._held[store.folder].add(key)
+            is_taken = key in self._held[store.identity]
+            self._held[store.identity].add(key)
             return is_taken
 
 
@@ -134,22 +133,31 @@ class LatentCache:
         return key_of(kind="latents", version=CODE_VERSION, vae=self._fingerprint, image=content, resized=str(resized), crop=window)
 
     def missing(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Those that have to be encoded, or read to find out: one sample a key and folder, none where nothing is kept."""
+        """Those that have to be encoded, or read to find out: one sample a key and store, none where nothing is kept."""
         return self._look(samples)[0]
 
-    def _look(self, samples: Sequence[Sample]) -> tuple[list[Sample], dict[Path, set[str]]]:
-        """Those that are missing, and the keys that are there, by folder."""
-        held: dict[Path, set[str]] = {}
-        found: dict[tuple[Path, str | Sample], Sample] = {}
+    def used(self, samples: Sequence[Sample]) -> dict[str, set[str]]:
+        """The keys of samples that were read, by identity of the store."""
+        used: dict[str, set[str]] = {}
+        for sample in samples:
+            store = self._store_of(sample)
+            if store is not None and self._images.content(sample):
+                used.setdefault(store.identity, set()).add(self.key(sample))
+        return used
+
+    def _look(self, samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, set[str]]]:
+        """Those that are missing, and the keys that are there, by identity of the store."""
+        held: dict[str, set[str]] = {}
+        found: dict[tuple[str, str | Sample], Sample] = {}
         for sample in samples:
             store = self._store_of(sample)
             if store is None:
                 continue
-            if store.folder not in held:
-                held[store.folder] = store.keys()
+            if store.identity not in held:
+                held[store.identity] = store.keys()
             key = self.key(sample) if self._images.content(sample) else sample
-            if key not in held[store.folder]:
-                found.setdefault((store.folder, key), sample)
+            if key not in held[store.identity]:
+                found.setdefault((store.identity, key), sample)
         return list(found.values()), held
 
     def fill(self, samples: Sequence[Sample], bar: Bar | None = None) -> None:
@@ -225,12 +233,24 @@ class LatentCache:
             if sample.id not in self._skipped:
                 self._skipped.add(sample.id)
                 self._warn(f"{sample.id} is skipped, {problem}")
-        rows = {one.sample: row for one, row in made}
+        self._keep(made)
+        rows: dict[Sample, Row | None] = {one.sample: row for one, row in made}
+        there = [sample for sample in samples if sample not in rows and sample not in unfit]
+        rows |= {sample: self._stored(sample) for sample in there}
+        damaged = [sample for sample in there if rows[sample] is None]
+        if damaged:
+            rows |= self._make(damaged)  # they have been read now, so that their entries are not looked for again
+        return {sample: rows.get(sample) for sample in samples}
+
+    def _keep(self, made: Sequence[tuple[Made, Row]]) -> None:
+        """Write what was made, of one store together."""
+        entries: dict[str, tuple[Store, list[NewEntry]]] = {}
         for one, row in made:
             store = self._store_of(one.sample)
             if store is not None:
-                store.put(one.key, row, self._describe(one.sample))
-        return {sample: rows[sample] if sample in rows else None if sample in unfit else self._stored(sample) for sample in samples}
+                entries.setdefault(store.identity, (store, []))[1].append((one.key, row, self._describe(one.sample)))
+        for store, several in entries.values():
+            store.put_many(several)
 
     def _prepare(self, sample: Sample, is_done: Callable[[Store, str], bool] | None) -> Made | None:
         """Read and decode one image; None if its entry turns out to be there.

@@ -5,51 +5,37 @@ Everything wrong is reported at once. Nothing here opens an image.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from simpletuner import plugins
-from simpletuner.data.backend import DataBackend, DatasetOptions, EntryOptions
+from simpletuner.data.backend import DataBackend, DatasetOptions
+from simpletuner.data.cache_entries import CACHES, CacheEntries, read_caches
+from simpletuner.data.cache_place import CachePlace
 from simpletuner.data.captions import CaptionRule
+from simpletuner.data.checks import validate
 from simpletuner.data.columns import open_place
 from simpletuner.data.conditioning import Conditioning, Draft, check_entry, settle
 from simpletuner.data.entries import Findings, read_entries
 from simpletuner.data.filters import Filter, read_filters
 from simpletuner.data.geometry import GeometryRule
-from simpletuner.data.keys import IDLE, IDLE_TEXT, SECRET, VALUES_LATER, Idle, set_aside
+from simpletuner.data.keys import IDLE
 from simpletuner.data.rules import caption_rule, geometry_rule, variation_rule
 from simpletuner.data.variation import Variation
 from simpletuner.data.window import ALWAYS, Window
-from simpletuner.errors import ConfigError, DatasetError, choose
+from simpletuner.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from simpletuner.options.data import Data
 
 BACKENDS = "simpletuner.data.backends"
-EXPECTED = {"float": "a number", "finite": "a number", "int": "a whole number", "bool": "true or false", "string": "a text", "tuple": "a list"}
-"""First word of a pydantic error's type, to what the value should have been."""
 EVAL_IDLE = (
     *("repeats", "probability", "start_epoch", "end_epoch", "start_step", "end_step"),
     *("train_batch_size", "is_regularisation_data", "conditioning_type", "source_dataset_id"),
 )
 """Keys that say how a dataset is trained on."""
-Options = TypeVar("Options", bound=EntryOptions)
-
-
-class TextEmbedsOptions(EntryOptions):
-    """Keys of a `text_embeds` entry: where text embeddings are cached."""
-
-    default: bool = False
-    """Whether datasets that name none use this one."""
-    cache_dir: str | None = None
-    """The folder; by default `text/<model_family>` in `cache_dir` of config.json."""
-    caption_filter_list: tuple[Any, ...] | str = ()
-    """What is taken out of captions, or replaced: a list, or the path of a .txt or .json file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +51,10 @@ class ImageDataset:
     repeats: int
     """Extra passes an epoch; 0 is once."""
     probability: float
-    cache_dir_vae: Path
+    latents_place: CachePlace
+    """Where its latents are cached; its own."""
+    text_place: CachePlace
+    """Where the embeddings of its captions are cached."""
     is_regularisation: bool = False
     train_batch_size: int | None = None
     """Images a batch; None is the run's."""
@@ -74,10 +63,15 @@ class ImageDataset:
     """Epochs and steps in which it takes part."""
     variation: Variation | None = None
     """In which versions captions are trained; None is as they are."""
+    index_folder: Path | None = None
+    """Where its place may keep what it learns of its files."""
 
     def open(self) -> DataBackend:
         """Give access to the images."""
-        return open_place(self.backend_type, self.options)
+        place = open_place(self.backend_type, self.options)
+        if self.index_folder is not None:
+            place.keep_in(self.index_folder)
+        return place
 
     @property
     def is_eval(self) -> bool:
@@ -102,7 +96,7 @@ class ImageDataset:
             *([str(self.window)] if self.window != ALWAYS else []),
             *(["regularisation"] if self.is_regularisation else []),
             *(["held out for evaluation"] if self.is_eval else []),
-            f"latents in {self.cache_dir_vae}",
+            f"latents in {self.latents_place}",
         ]
         return f"{self.id}: " + "; ".join(parts)
 
@@ -113,7 +107,8 @@ class DataPlan:
 
     datasets: tuple[ImageDataset, ...]
     """Enabled image datasets that are trained on, in the order of the file; at least one."""
-    text_cache_dir: Path
+    text_place: CachePlace
+    """Where the embeddings of the empty prompt and of validation are cached."""
     notes: tuple[str, ...] = ()
     """Things to say aloud: settings that have no effect."""
     disabled: tuple[str, ...] = ()
@@ -127,10 +122,18 @@ class DataPlan:
         """All datasets of pictures with captions, trained on or held out."""
         return (*self.datasets, *self.held_out)
 
+    @property
+    def cache_places(self) -> list[CachePlace]:
+        """Every place where this run caches something, each once."""
+        places = [one.latents_place for one in self.pictures] + [one.latents_place for one in self.conditioning]
+        places += [*(one.text_place for one in self.pictures), self.text_place]
+        return list({place.identity: place for place in places}.values())
+
     def describe(self) -> list[str]:
         """Plain lines, one a dataset."""
         lines = [dataset.describe() for dataset in self.pictures] + [one.describe() for one in self.conditioning]
-        lines.append(f"text embeddings in {self.text_cache_dir}")
+        lines.append(f"text embeddings in {self.text_place}")
+        lines += [f"text embeddings of {one.id} in {one.text_place}" for one in self.pictures if one.text_place.identity != self.text_place.identity]
         return lines + [f"{name}: disabled" for name in self.disabled]
 
 
@@ -153,37 +156,38 @@ def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignm
     alignment_px = options.aspect_bucket_alignment or alignment_px
     datasets: list[ImageDataset] = []
     drafts: list[Draft] = []
-    texts: list[TextEmbedsOptions] = []
+    caches = read_caches(enabled, Path(options.cache_dir), variables["model_family"], findings)
     for label, kind, entry in enabled:
-        if kind == "text_embeds":
-            text = text_embeds(label, entry, findings)
-            texts += [text] if text else []
-        elif kind == "conditioning":
-            draft = conditioning(label, entry, options, variables, findings)
+        if kind in CACHES:
+            continue
+        if kind == "conditioning":
+            draft = conditioning(label, entry, caches, findings)
             drafts += [draft] if draft else []
         else:
-            dataset = image_dataset(label, entry, options, variables, alignment_px, findings)
+            dataset = image_dataset(label, entry, options, caches, alignment_px, findings)
             datasets += [dataset] if dataset else []
     conditions = settle(drafts, enabled, disabled, findings)
     check_caches([*datasets, *conditions], findings)
-    datasets = with_variations(datasets, texts, options, findings)
-    text_dir = choose_text_cache(datasets, texts, findings)
+    datasets = with_variations(datasets, caches, options, findings)
+    caches.check([one.options for one in datasets] + [one.options for one in conditions], disabled, findings)
     if not any(kind == "image" for _, kind, _ in enabled):
         findings.problems.append("there is no enabled dataset of images" + (f" ({', '.join(disabled)}: disabled)" if disabled else ""))
-    refuse(path, findings, [*datasets, *conditions] if checks_places else [])
-    return DataPlan(
+    plan = DataPlan(
         datasets=tuple(dataset for dataset in datasets if not dataset.is_eval),
         held_out=tuple(dataset for dataset in datasets if dataset.is_eval),
         conditioning=tuple(conditions),
-        text_cache_dir=Path(text_dir).expanduser() if text_dir else Path(options.cache_dir) / "text" / variables["model_family"],
+        text_place=caches.text_place(),
         notes=tuple(dict.fromkeys(findings.notes)),
         disabled=tuple(disabled),
     )
+    refuse(path, findings, [*datasets, *conditions] if checks_places else [], plan.cache_places if checks_places else [])
+    return plan
 
 
-def refuse(path: Path, findings: Findings, datasets: Sequence[ImageDataset | Conditioning]) -> None:
+def refuse(path: Path, findings: Findings, datasets: Sequence[ImageDataset | Conditioning], caches: Sequence[CachePlace]) -> None:
     """Raise if anything is wrong: with the file first, then with the places it names."""
     missing = [f"dataset {dataset.id!r}: {fault}" for dataset in datasets if (fault := dataset.open().missing())]
+    missing += [f"cache: {fault}" for place in caches if (fault := place.missing())]
     if findings.problems:
         problems = list(dict.fromkeys([*findings.problems, *missing]))
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -198,7 +202,7 @@ def refuse(path: Path, findings: Findings, datasets: Sequence[ImageDataset | Con
 
 
 def image_dataset(
-    label: str, entry: dict[str, Any], options: Data, variables: Mapping[str, str], alignment_px: int, findings: Findings
+    label: str, entry: dict[str, Any], options: Data, caches: CacheEntries, alignment_px: int, findings: Findings
 ) -> ImageDataset | None:
     """Check one image dataset and settle its rules; None if something is wrong with it."""
     before = len(findings.problems)
@@ -224,11 +228,13 @@ def image_dataset(
         captions=captions.rule,
         repeats=written.repeats,
         probability=written.probability,
-        cache_dir_vae=latents_folder(written, options, variables),
+        latents_place=caches.latents_place(written),
+        text_place=caches.text_place(written),
         is_regularisation=written.is_regularisation_data and written.dataset_type != "eval",
         train_batch_size=written.train_batch_size,
         max_num_samples=written.max_num_samples,
         window=window,
+        index_folder=Path(options.cache_dir) / "index",
     )
 
 
@@ -246,12 +252,6 @@ def place_of(label: str, entry: dict[str, Any], findings: Findings) -> tuple[typ
     return backend_type, written
 
 
-def latents_folder(written: DatasetOptions, options: Data, variables: Mapping[str, str]) -> Path:
-    """Where what is made of a dataset's pictures is cached."""
-    default = Path(options.cache_dir) / "vae" / variables["model_family"] / written.id
-    return Path(written.cache_dir_vae).expanduser() if written.cache_dir_vae else default
-
-
 def kind_notes(written: DatasetOptions) -> Iterator[str]:
     """Name keys without effect in a dataset that is trained on, or in one that is held out."""
     is_eval = written.dataset_type == "eval"
@@ -261,7 +261,7 @@ def kind_notes(written: DatasetOptions) -> Iterator[str]:
         yield f"{', '.join(asked)} without effect: " + ("it is never trained on" if is_eval else "that is said of a conditioning dataset")
 
 
-def conditioning(label: str, entry: dict[str, Any], options: Data, variables: Mapping[str, str], findings: Findings) -> Draft | None:
+def conditioning(label: str, entry: dict[str, Any], caches: CacheEntries, findings: Findings) -> Draft | None:
     """Check one conditioning dataset, but for whose it is."""
     before = len(findings.problems)
     found = place_of(label, entry, findings)
@@ -269,81 +269,28 @@ def conditioning(label: str, entry: dict[str, Any], options: Data, variables: Ma
         return None
     backend_type, written = found
     check_entry(label, written, findings)
-    return None if len(findings.problems) > before else Draft(label, written, backend_type, latents_folder(written, options, variables))
-
-
-def text_embeds(label: str, entry: dict[str, Any], findings: Findings) -> TextEmbedsOptions | None:
-    """Check one `text_embeds` entry."""
-    kind = entry.get("type", "local")
-    if kind != "local":
-        findings.problems.append(f"{label}: type is {kind!r}; text embeddings are cached in a local folder")
-    return validate(TextEmbedsOptions, label, entry, IDLE_TEXT, findings)
-
-
-def validate(kind: type[Options], label: str, entry: dict[str, Any], idle: Idle, findings: Findings) -> Options | None:
-    """Type the keys of an entry, reporting all that is wrong with them."""
-    entry = dict(entry)
-    notes, problems = set_aside(entry, frozenset(kind.model_fields), idle)
-    later = {key: VALUES_LATER[key, value] for key, value in entry.items() if isinstance(value, str) and (key, value) in VALUES_LATER}
-    wrong = {key: f"{key} is {entry.pop(key)!r}, which {reason}" for key, reason in later.items()}
-    checked: Options | None = None
-    try:
-        checked = kind.model_validate(entry)
-    except ValidationError as error:
-        for fault in error.errors():
-            key, value = locate(entry, fault["loc"])
-            wrong.setdefault(key, f"{key} is needed" if fault["type"] == "missing" else f"{key}{shown(key, value)}{rule_of(fault)}")
-    findings.notes += [f"{label}: {note}" for note in notes]
-    findings.problems += [f"{label}: {problem}" for problem in (*problems, *wrong.values())]
-    return None if problems or wrong else checked
-
-
-def locate(entry: Mapping[str, Any], place: Sequence[int | str]) -> tuple[str, Any]:
-    """The key at fault, with dots inside a block, and what was written there."""
-    keys, value = [str(place[0])], entry.get(str(place[0]))
-    for part in place[1:]:
-        if not isinstance(value, dict):
-            break
-        keys.append(str(part))
-        value = value.get(part)
-    return ".".join(keys), value
-
-
-def shown(key: str, value: Any) -> str:
-    """What was written, unless it is a secret or a whole block."""
-    return ": " if isinstance(value, dict) else " is wrong: " if key in SECRET else f" is {value!r}; "
-
-
-def rule_of(fault: Any) -> str:
-    """Say pydantic's rule in a user's words."""
-    kind = str(fault["type"]).split("_")[0]
-    if kind in EXPECTED:
-        return f"it must be {EXPECTED[kind]}"
-    if fault["type"] == "value_error":
-        return str(fault["msg"]).removeprefix("Value error, ")
-    return "it must be " + str(fault["msg"]).removeprefix("Input should be ")
+    return None if len(findings.problems) > before else Draft(label, written, backend_type, caches.latents_place(written))
 
 
 def check_caches(datasets: Sequence[ImageDataset | Conditioning], findings: Findings) -> None:
-    """Refuse two datasets that keep their latents in one folder."""
+    """Refuse two datasets that keep their latents in one place."""
     owners: dict[str, str] = {}
     for dataset in datasets:
-        place = os.path.realpath(dataset.cache_dir_vae)
+        place = dataset.latents_place.identity
         if place in owners and owners[place] != dataset.id:
             findings.problems.append(
-                f"datasets {owners[place]!r} and {dataset.id!r} have the same cache_dir_vae {dataset.cache_dir_vae}; each needs its own"
+                f"datasets {owners[place]!r} and {dataset.id!r} have the same cache_dir_vae {dataset.latents_place}; each needs its own"
             )
         owners.setdefault(place, dataset.id)
 
 
-def with_variations(datasets: Sequence[ImageDataset], texts: Sequence[TextEmbedsOptions], options: Data, findings: Findings) -> list[ImageDataset]:
+def with_variations(datasets: Sequence[ImageDataset], caches: CacheEntries, options: Data, findings: Findings) -> list[ImageDataset]:
     """Settle in which versions each dataset's captions are trained, with the filters of the `text_embeds` entry that it uses."""
     filters: dict[str | None, tuple[Filter, ...]] = {}
-    for text in texts:
+    for text in caches.texts:
         filters[text.id], problems = read_filters(text.caption_filter_list)
         findings.problems += [f"dataset {text.id!r}: {problem}" for problem in problems]
-    used = used_text_cache(texts)
-    usual = used.id if used else None
+    usual = caches.default_text.id if caches.default_text else None
     varied = []
     for dataset in datasets:
         entry = dataset.options.text_embeds or usual
@@ -357,29 +304,3 @@ def with_variations(datasets: Sequence[ImageDataset], texts: Sequence[TextEmbeds
         if filters[name] and name not in wanted
     ]
     return varied
-
-
-def used_text_cache(texts: Sequence[TextEmbedsOptions]) -> TextEmbedsOptions | None:
-    """The entry that says where embeddings are cached: the default one, else the first."""
-    return next(iter([*(text for text in texts if text.default), *texts]), None)
-
-
-def choose_text_cache(datasets: Sequence[ImageDataset], texts: Sequence[TextEmbedsOptions], findings: Findings) -> str | None:
-    """Give the folder that the default `text_embeds` entry names; without a default, the first one's."""
-    known = [text.id for text in texts]
-    defaults = [text for text in texts if text.default]
-    if len(defaults) > 1:
-        findings.problems.append(f"text_embeds entries {', '.join(repr(text.id) for text in defaults)} all say 'default: true'; only one can be")
-    for dataset in datasets:
-        wanted = dataset.options.text_embeds
-        if wanted is not None and wanted not in known:
-            findings.problems.append(f"dataset {dataset.id!r}: text_embeds is {wanted!r}; {choose(wanted, known, 'text_embeds entries')}")
-    used = used_text_cache(texts)
-    if used is None:
-        return None
-    idle = [repr(name) for name in known if name != used.id]
-    if idle:
-        filtering = [repr(text.id) for text in texts if text.caption_filter_list and repr(text.id) in idle]
-        still = f" (except for the caption_filter_list of {', '.join(filtering)})" if filtering else ""
-        findings.notes.append(f"text embeddings of all datasets are cached under {used.id!r}; without effect: {', '.join(idle)}{still}")
-    return used.cache_dir

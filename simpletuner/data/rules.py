@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from simpletuner.data.backend import AspectWeight, CaptionShuffle, DatasetOptions
 from simpletuner.data.captions import STRATEGIES, CaptionRule
+from simpletuner.data.extras import lacking
 from simpletuner.data.filters import Filter
 from simpletuner.data.geometry import AspectChoice, GeometryRule, Measure, Unit
 from simpletuner.data.variation import Variation
@@ -109,7 +110,7 @@ def measure_fault(measure: Measure) -> str | None:
 
 def crop_faults(written: DatasetOptions) -> list[str]:
     """Check what belongs together in a crop."""
-    faults = []
+    faults = [*lacking("cv2", "faces", "crop_style 'face'")] if written.crop and written.crop_style == "face" else []
     wants = written.crop and written.crop_aspect in ("closest", "random")
     if wants and not written.crop_aspect_buckets:
         faults.append(f"crop_aspect {written.crop_aspect!r} needs crop_aspect_buckets: a list of widths over heights, such as [1.0, 0.75, 1.33]")

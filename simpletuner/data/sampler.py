@@ -6,17 +6,21 @@ The stream of batches is endless: epoch follows epoch, and one batch has one pos
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from simpletuner.data.buckets import Group
 from simpletuner.data.lane import Cut, Lane
 from simpletuner.data.timeline import Order, Timeline
 from simpletuner.data.window import ALWAYS
-from simpletuner.errors import DatasetError
+from simpletuner.errors import ConfigError, DatasetError
 from simpletuner.types import Sample, Size
+
+if TYPE_CHECKING:
+    from simpletuner.options.training import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,11 @@ class Sampler:
         """Batches of one epoch; the same for all epochs unless a probability is not whole, or a dataset comes or goes."""
         return self._timeline.first(epoch + 1) - self._timeline.first(epoch)
 
+    def counts(self, position: int) -> dict[str, int]:
+        """How many of the batches before a position are of each dataset."""
+        counts = self._timeline.counts(position)
+        return {lane.group.name: counts[number] for number, lane in enumerate(self._lanes)}
+
     def epoch_batches(self, epoch: int) -> EpochPlan:
         """The batches of an epoch in their order; each is put together when it is asked for."""
         turns, order = self._timeline.epoch(epoch)
@@ -104,6 +113,26 @@ class Sampler:
                 window = (resized.width, resized.height, crop.left, crop.top, crop.width, crop.height, sample.crops)
                 digest.update(repr((sample.name, sample.fingerprint, window, sample.captions, sample.is_regularisation)).encode())
         return digest.hexdigest()
+
+
+def total_steps(training: Training, sampler: Sampler) -> int:
+    """Optimizer steps of the run.
+
+    Raises:
+        ConfigError: at some step of it no dataset takes part.
+    """
+    per_step, end = sampler.batches_per_step, sampler.end
+    epochs = training.num_train_epochs or 1
+    total = training.max_train_steps or math.ceil(sum(sampler.batches_per_epoch(epoch) for epoch in range(epochs)) / per_step)
+    if end is None or end >= total * per_step:
+        return total
+    epoch, _ = sampler.locate(end)
+    if not training.max_train_steps and epoch >= epochs and end >= per_step:
+        return end // per_step  # what is left over fills no step, and no epoch follows to fill it up
+    raise ConfigError(
+        f"no dataset takes part from step {end // per_step + 1} on, in epoch {epoch + 1}; the run has {total} steps",
+        hint="Look at start_epoch, end_epoch, start_step and end_step: at every step at least one dataset must take part.",
+    )
 
 
 class EpochPlan(Sequence[BatchPlan]):

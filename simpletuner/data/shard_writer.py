@@ -15,13 +15,12 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy
 
 from simpletuner.data.records import ALIGNMENT, DamagedEntry, Piece, Record, layout, repack
-from simpletuner.data.shards import DEAD, INDEX, OPEN, SEALED, TRAILER, TRAILER_MARK, Place, dead_in, halves, look_up, shared, stem_of
-from simpletuner.data.shelf import Shelf, sync_folder
+from simpletuner.data.shards import INDEX, TRAILER, TRAILER_MARK, Place, dead_in, halves, look_up, shared, stem_of
+from simpletuner.data.shelf import DEAD, OPEN, SEALED, Shelf, sync_folder
 
 SHARD_BYTES = 1 << 28
 """A shard that has grown this large is sealed."""
@@ -36,16 +35,16 @@ SMALL_BYTES = 1 << 12
 class ShardWriter:
     """A shard that grows. Not safe to use from several threads at once."""
 
-    def __init__(self, folder: Path, first: Record) -> None:
+    def __init__(self, shelf: Shelf, first: Record) -> None:
         """
         Args:
-            folder: where it grows.
+            shelf: where it grows.
             first: the record that will be written first, for which there must be room whatever its size.
 
         Raises:
             OSError: it cannot be made; nothing is left of it.
         """
-        self.path = folder / (new_stem() + OPEN)
+        self.path = shelf.workplace / (new_stem() + OPEN)
         self._process = os.getpid()
         header_bytes = max(HEADER_BYTES, _header_share(first) + HEADER_RESERVE)
         self._start = 8 + header_bytes + -header_bytes % ALIGNMENT
@@ -53,9 +52,10 @@ class ShardWriter:
         self._header_used = HEADER_RESERVE
         self._file = io.FileIO(self.path, "x+")
         try:
+            shelf.claim(self._file)
             # Written and not skipped, so that sealing needs little room on a disk that has become full.
             _write(self._file, [(self._start - 8).to_bytes(8, "little"), b"{}", b" " * (self._start - 10)])
-            sync_folder(folder)
+            sync_folder(shelf.workplace)
         except BaseException:
             self._file.close()
             self.path.unlink(missing_ok=True)
@@ -173,21 +173,23 @@ def adopt(shelf: Shelf, name: str) -> bool:
         os.utime(path)  # or the next who looks would take it away again
     except FileNotFoundError:
         return False
-    removed = dead_in(shelf, stem_of(name))
-    shelf.delete(stem_of(name) + DEAD)
-    placed = [(place.offset, record) for place, record in whole_records(shelf, path.name) if place.offset not in removed]
-    if not placed:
-        path.unlink(missing_ok=True)
-        return True
     with io.FileIO(path, "r+") as file:
-        seal(file, _header_end(file, placed[0][0]), placed, placed[-1][0] + placed[-1][1].length)
-    shelf.publish(path, path.stem + SEALED)
+        shelf.claim(file)
+        removed = dead_in(shelf, stem_of(name))
+        placed = [(place.offset, record) for place, record in whole_records(shelf, path.name) if place.offset not in removed]
+        if placed:
+            seal(file, _header_end(file, placed[0][0]), placed, placed[-1][0] + placed[-1][1].length)
+    shelf.delete(stem_of(name) + DEAD)
+    if placed:
+        shelf.publish(path, path.stem + SEALED)
+    else:
+        path.unlink(missing_ok=True)
     return True
 
 
 def whole_records(shelf: Shelf, name: str) -> Iterator[tuple[Place, Record]]:
     """Read a shard from its beginning and give every record that is whole, without its bytes."""
-    size = shelf.list()[name].size
+    size = (shelf.workplace / name).stat().st_size
     for place, _, _ in look_up(shelf, name, 8, size):
         try:
             record = repack(shelf.read(name, place.offset, place.length))

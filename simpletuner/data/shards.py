@@ -21,9 +21,8 @@ import numpy
 from numpy.typing import NDArray
 
 from simpletuner.data.records import ALIGNMENT, HEAD, MARK, Text, head_of, text_of
-from simpletuner.data.shelf import Shelf
+from simpletuner.data.shelf import DEAD, Shelf
 
-OPEN, SEALED, DEAD = ".open", ".safetensors", ".dead"
 INDEX = numpy.dtype([("high", "<u8"), ("low", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("group", "<u4")])
 """One entry: its key in two halves, its record's first byte and length, and the number of its group."""
 TRAILER = struct.Struct("<8sQQ16s")

@@ -1,15 +1,20 @@
 """The few things a cache does with bytes: list, read a range, write an object whole, delete.
 
-A folder of this machine or of a network share is one kind of shelf. Another (S3) would be one more file with the same verbs;
-it would grow shards in a local `workplace` and upload them in `publish`.
+A folder of this machine or of a network share is one kind of shelf; a bucket (`bucket_shelf.py`) is another, which has its shards
+grow in a folder of this machine and uploads them when they are published.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+OPEN, SEALED, DEAD = ".open", ".safetensors", ".dead"
+"""Suffixes of a shard that grows, of a finished one, and of the list of what was removed from it; see `shards.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,11 @@ class Item:
 
 class Shelf:
     """Named objects in one folder. Objects of a final name never change; they appear whole, and go."""
+
+    publishes_late: ClassVar[bool] = False
+    """Whether other machines see an entry only when its shard is published and `finish` has returned."""
+    notes_use: ClassVar[bool] = True
+    """Whether `Item.modified` says when an object was last read, and not only when it was written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,10 +106,36 @@ class Shelf:
         """The local folder in which shards grow."""
         return self.folder
 
+    def prepare(self) -> None:
+        """Make ready for a shard to grow.
+
+        Raises:
+            OSError: the workplace cannot be made.
+        """
+        self.workplace.mkdir(parents=True, exist_ok=True)
+
+    def claim(self, growing: io.FileIO) -> None:
+        """Note that a growing file has a living writer, where that can be noted."""
+
+    def is_abandoned(self, name: str) -> bool:
+        """Whether it is certain that nobody writes to a growing file any more."""
+        return False
+
     def publish(self, growing: Path, name: str) -> None:
         """Give a file that was grown in the workplace its final name."""
         os.replace(growing, self.folder / name)
         sync_folder(self.folder)
+
+    def resume(self) -> int:
+        """Go on publishing what a killed run left half published, and count it."""
+        return 0
+
+    def finish(self) -> None:
+        """Wait until all that was published is where it belongs.
+
+        Raises:
+            DatasetError: it is not; nothing is lost.
+        """
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@
     shard_writer.py   how such a file grows, and becomes a plain safetensors file
     catalogue.py      where each key's entry lies, in memory
     shelf.py          the few operations on files that all this needs
+    bucket_shelf.py   the same for a bucket
 
 Each writing process has a shard of its own in every folder, so that threads, processes and machines need no locks between
 them. Nothing that was written is ever changed: an entry is replaced by writing it again, the newest whole one counts, and
@@ -16,21 +17,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import re
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from torch import Tensor
 
+from simpletuner.data.cache_place import Where, as_place
 from simpletuner.data.catalogue import Catalogue
 from simpletuner.data.records import DamagedEntry, Record, pack, unpack
 from simpletuner.data.shard_writer import ShardWriter, adopt
-from simpletuner.data.shards import OPEN, SEALED, Place, add_dead, stem_of
-from simpletuner.data.shelf import Shelf
+from simpletuner.data.shards import Place, add_dead, stem_of
+from simpletuner.data.shelf import OPEN, SEALED, Shelf
 from simpletuner.errors import DatasetError, MemoryLimitError, SimpleTunerError
 
 __all__ = ["DamagedEntry", "NewEntry", "Store", "key_of"]
@@ -38,6 +40,8 @@ __all__ = ["DamagedEntry", "NewEntry", "Store", "key_of"]
 STALE_SECONDS = 3600.0
 """What nobody has written to for so long belongs to no living writer. Process ids would say less: a folder may be shared by machines."""
 LOOK_SECONDS = 1.0
+TOUCH_SECONDS = 86400.0
+"""How often reading a shard is noted: `cache gc --older-than` counts in days."""
 TRIES = 3
 NewEntry = tuple[str, Mapping[str, Tensor], Mapping[str, str]]
 """Key, tensors and facts, as `put` takes them."""
@@ -50,16 +54,19 @@ def key_of(**parts: str | int) -> str:
 
 
 class Store:
-    """One folder of entries. Threads, processes and machines may read and write it at once."""
+    """One place of entries. Threads, processes and machines may read and write it at once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._shelf = Shelf(folder)
+    def __init__(self, where: Where) -> None:
+        self.place = as_place(where)
+        self.identity = self.place.identity
+        """The same for all stores of one place."""
+        self._shelf = self.place.shelf()
         self._catalogue = Catalogue(self._shelf)
         self._writing = threading.Lock()
         self._writers: list[ShardWriter] = []
         """The shard that grows, if there is one."""
-        self._used: set[str] = set()
+        self._used: dict[str, float] = {}
+        """When the use of a shard was last noted, by this process's clock."""
         self._looked = -LOOK_SECONDS
         weakref.finalize(self, _seal_quietly, self._writers, self._shelf)  # also when the interpreter ends
 
@@ -106,7 +113,8 @@ class Store:
                 self._seal()
                 raise
         raise DatasetError(
-            f"the cache folder {self.folder} loses files as they are written", hint="Is something deleting it? Point cache_dir to another folder."
+            f"the cache folder {self._shelf.workplace} loses files as they are written",
+            hint="Is something deleting it? Point cache_dir to another folder.",
         )
 
     def get(self, key: str) -> dict[str, Tensor]:
@@ -156,28 +164,36 @@ class Store:
             self._catalogue.refresh()
 
     def close(self) -> None:
-        """Make a safetensors file of what was written; a later `put` begins another."""
-        with self._writing:
+        """Make a safetensors file of what was written, and wait until it is where it belongs; a later `put` begins another.
+
+        Raises:
+            DatasetError: the bucket does not take it; it is kept on this machine.
+        """
+        with self._writing, self._refusing():
             self._seal()
+            self._shelf.finish()
 
     def sweep(self, older_than_seconds: float = STALE_SECONDS) -> int:
-        """Seal the shards that killed runs left, delete their temporary files, and count both."""
+        """Seal the shards that killed runs left, delete their temporary files, begin to upload what they had not, and count it all."""
         swept = 0
         mine = {writer.path.name for writer in self._writers}
         with self._refusing():
             listing = self._shelf.list()
         for name, item in listing.items():
-            if time.time() - item.modified <= older_than_seconds or name in mine:
+            is_growing = name.startswith("shard-") and name.endswith(OPEN)
+            is_old = time.time() - item.modified > older_than_seconds
+            if name in mine or not (is_old or (is_growing and self._shelf.is_abandoned(name))):
                 continue
             try:
-                if name.startswith("shard-") and name.endswith(OPEN):
+                if is_growing:
                     swept += adopt(self._shelf, name)
                 elif name.startswith("shard-") and name.endswith(".tmp"):
                     self._shelf.delete(name)
                     swept += 1
             except OSError:  # another process swept or finished it first, or the folder is read-only: harmless either way
                 continue
-        return swept
+        with self._refusing():
+            return swept + self._shelf.resume()
 
     def _append(self, records: Sequence[Record]) -> list[Record]:
         """Write records into as many shards as they need, and give those that have to be written once more."""
@@ -188,8 +204,8 @@ class Store:
             count = writer.fitting(waiting) if writer else 0
             if writer is None or count == 0:
                 self._seal()
-                self._shelf.workplace.mkdir(parents=True, exist_ok=True)
-                self._writers.append(ShardWriter(self._shelf.workplace, waiting[0]))
+                self._shelf.prepare()
+                self._writers.append(ShardWriter(self._shelf, waiting[0]))
                 continue
             batch, waiting = waiting[:count], waiting[count:]
             places = writer.append(batch)
@@ -214,11 +230,11 @@ class Store:
         self._looked = time.monotonic()
 
     def _note_use(self, shard: str) -> None:
-        """Let a sealed shard's time of change say when it was last read; once a process is enough."""
-        if shard in self._used or not shard.endswith(SEALED):
-            return
-        self._used.add(shard)
-        self._shelf.touch(shard)
+        """Let a sealed shard's time of change say when it was last read, to the day."""
+        now = time.monotonic()
+        if shard.endswith(SEALED) and now - self._used.get(shard, -math.inf) > TOUCH_SECONDS:
+            self._used[shard] = now
+            self._shelf.touch(shard)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -230,11 +246,11 @@ class Store:
     def _refusal(self, error: OSError) -> SimpleTunerError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return MemoryLimitError(
-                f"no space is left for the cache folder {self.folder}; its {len(self.keys())} finished entries are kept",
+                f"no space is left for the cache folder {self._shelf.workplace}; its {len(self.keys())} finished entries are kept",
                 hint="Make room, or point cache_dir to a larger disk, and run the same command again: it continues where it was.",
             )
         return DatasetError(
-            f"the cache folder {self.folder} cannot be used: {error.strerror or error}",
+            f"the cache folder {self._shelf.workplace} cannot be used: {error.strerror or error}",
             hint="Give read and write permission, or point cache_dir to another folder.",
         )
 
@@ -243,7 +259,7 @@ def _seal_quietly(writers: list[ShardWriter], shelf: Shelf) -> None:
     """Seal what grows, if that can be done: if not, its entries count all the same, and a later sweep seals it."""
     while writers:
         writer = writers.pop()
-        with suppress(OSError):
+        with suppress(OSError, DatasetError):
             writer.seal(shelf)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -84,6 +85,21 @@ class Timeline:
         if self.end is not None and position >= self.end:
             return int(era.epoch + era.epochs)
         return era.locate(position, self._lanes)
+
+    def counts(self, position: int) -> Counter[int]:
+        """How many of the batches before a position are of each lane, by its number."""
+        epoch = self.locate(position)
+        counts: Counter[int] = Counter()
+        for era in self._eras:
+            passed = int(min(epoch, era.epoch + era.epochs)) - era.epoch
+            if passed > 0 and era.order is not None:
+                counts.update(era.order[0].tolist())
+            elif passed > 0:
+                for number, turn in era.turns.items():
+                    counts[number] += self._lanes[number].first(turn + passed) - self._lanes[number].first(turn)
+        _, order = self.epoch(epoch)
+        counts.update(order[0, : position - self.first(epoch)].tolist())
+        return counts
 
     def epoch(self, epoch: int) -> tuple[dict[int, int], Order]:
         """The turn of each lane that takes part in an epoch, and the order of its batches."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from torch import Tensor
 
 from simpletuner.data.store import NewEntry, Store
+from simpletuner.errors import SimpleTunerError
 
 
 class WriteBehind:
@@ -71,6 +72,9 @@ class WriteBehind:
             self._changed.notify_all()
         self._thread.join()
         for store in self._stores:
-            store.close()
+            try:
+                store.close()
+            except SimpleTunerError as problem:
+                self._error = self._error or problem
         if error is None:
             self._raise_error()

@@ -54,8 +54,20 @@ class Denoising(Process):
     """Each sample of a batch is drawn from a B-th of the steps of its own, the first from the noisiest: less variance, the same mean."""
     snr_gamma: float | None = None
     """Min-SNR weighting (Hang et al. 2023): errors count as much as the data's would, but none more than gamma."""
+    snr_weight: float = 1.0
+    """A number by which the weights of `snr_gamma` are multiplied."""
     offset: Offset | None = None
     perturbation: Perturbation | None = None
+    learns_flow: bool = False
+    """Diff2Flow (Schusterbauer et al. 2025): errors are measured on the velocity n - x that the answer amounts to, not on the answer."""
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.alphas)
+
+    @property
+    def last_time(self) -> float:
+        return (len(self.alphas) - 1) / len(self.alphas)
 
     def sample_time(self, count: int, tokens: int, generator: Generator) -> Tensor:
         """Draw steps k, as k / T."""
@@ -84,23 +96,52 @@ class Denoising(Process):
         return noise, noise + self.perturbation.at(step) * torch.randn(*shape, generator=generator)
 
     def add_noise(self, latents: Tensor, noise: Tensor, time: Tensor, mixed: Tensor | None = None) -> Noised:
-        a = _table(self.alphas, time.device)[(time * len(self.alphas)).round().long()]  # (B,)
-        spread = a.view(-1, *[1] * (latents.ndim - 1))  # (B, 1, 1, 1)
-        signal, spoilt = spread.sqrt(), (1 - spread).sqrt()
-        targets = {"epsilon": lambda: noise, "v_prediction": lambda: signal * noise - spoilt * latents, "sample": lambda: latents}
+        signal, spread = self._mix(latents, time)
+        targets = {"epsilon": lambda: noise, "v_prediction": lambda: signal * noise - spread * latents, "sample": lambda: latents}
         return Noised(
-            latents=signal * latents + spoilt * (noise if mixed is None else mixed),
-            target=targets[self.prediction](),
+            latents=signal * latents + spread * (noise if mixed is None else mixed),
+            target=noise - latents if self.learns_flow else targets[self.prediction](),
             time=time,
-            weight=None if self.snr_gamma is None else self._weight(a),
+            weight=None if self.snr_gamma is None else self.snr_weight * self._weight(self._alpha(time)),
         )
 
+    def mix(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        a = self._alpha(time)
+        return a.sqrt(), (1 - a).sqrt()
+
+    def estimate(self, latents: Tensor, prediction: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        signal, spread = self._mix(latents, time)
+        p = prediction.float()
+        if self.prediction == "v_prediction":
+            return signal * latents - spread * p, spread * latents + signal * p
+        return ((latents - spread * p) / signal, p) if self.prediction == "epsilon" else (p, (latents - signal * p) / spread)
+
+    def answer(self, prediction: Tensor, noised: Noised) -> Tensor:
+        if not self.learns_flow:
+            return prediction
+        data, noise = self.estimate(noised.latents, prediction, noised.time)
+        return noise - data
+
+    def _alpha(self, time: Tensor) -> Tensor:
+        """a at each time, (B,)."""
+        return _table(self.alphas, time.device)[(time * len(self.alphas)).round().long()]
+
+    def _mix(self, latents: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """`mix`, to be multiplied with latents: (B, 1, 1, 1) each."""
+        signal, spread = self.mix(time)
+        return signal.view(-1, *[1] * (latents.ndim - 1)), spread.view(-1, *[1] * (latents.ndim - 1))
+
     def _weight(self, a: Tensor) -> Tensor:
-        """min(SNR, gamma) over what the prediction's own error weighs in terms of the data's: SNR, SNR + 1 or 1."""
+        """min(SNR, gamma) over what the error that is measured weighs in terms of the data's.
+
+        That is SNR for the noise, SNR + 1 for the velocity of v-prediction, 1 for the data and (1 + sqrt(SNR))^2 for that of flow matching.
+        """
         import torch
 
         assert self.snr_gamma is not None
         snr = a / (1 - a)
+        if self.learns_flow:
+            return torch.clamp(snr, max=self.snr_gamma) / (1 + snr.sqrt()).square()
         if self.prediction == "epsilon":
             return (self.snr_gamma / snr).clamp(max=1)  # the same as min(SNR, gamma) / SNR, and 1 where SNR is 0
         capped = torch.clamp(snr, max=self.snr_gamma)
@@ -127,3 +168,9 @@ def biased(total: int, strategy: str, portion: float, multiplier: float, begin: 
     count = int(total * portion)
     first, last = {"earlier": (0, count), "later": (total - count, total), "range": (begin, min(end, total))}[strategy]
     return tuple(multiplier if first <= step < last else 1.0 for step in range(total))
+
+
+def restricted(total: int, share: float, is_inverted: bool) -> tuple[float, ...]:
+    """Weights of `total` steps where the less noisy `share` of them alone is trained, as a refiner is; the others if inverted."""
+    count = max(1, int(total * share))
+    return tuple(float((step < count) != is_inverted) for step in range(total))

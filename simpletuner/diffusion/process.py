@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 class Process(ABC):
     """How data turns into noise. Holds numbers only; the training step never learns which process it has."""
 
+    @property
+    def total_steps(self) -> int:
+        """Steps into which samplers and options cut the way from data to noise."""
+        return 1000
+
+    @property
+    def last_time(self) -> float:
+        """The noisiest time there is."""
+        return 1.0
+
     @abstractmethod
     def sample_time(self, count: int, tokens: int, generator: Generator) -> Tensor:
         """Draw times to train at.
@@ -42,6 +52,10 @@ class Process(ABC):
 
         return torch.randn(*shape, generator=generator), None
 
+    def draw_guidance(self, count: int, generator: Generator) -> Tensor | None:
+        """Draw what a model distilled from guidance is told, (B,); None where it is always told the same, or nothing."""
+        return None
+
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, time: Tensor, mixed: Tensor | None = None) -> Noised:
         """Mix scaled latents with noise, both (B, C, h, w), at `time` (B,).
@@ -49,3 +63,20 @@ class Process(ABC):
         Args:
             mixed: what is mixed in, where that is not the noise that the target is made of.
         """
+
+    @abstractmethod
+    def mix(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of the data and of the noise there is in latents at `time` (B,): signal and spread, each (B,)."""
+
+    @abstractmethod
+    def estimate(self, latents: Tensor, prediction: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The data and the noise that a prediction takes noised latents (B, C, h, w) at `time` (B,) to be made of."""
+
+    def answer(self, prediction: Tensor, noised: Noised) -> Tensor:
+        """Bring what the denoiser answers into the form of `noised.target`."""
+        return prediction
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Noise over signal at `time` (B,); infinite where there is no signal."""
+        signal, spread = self.mix(time)
+        return spread / signal

@@ -66,6 +66,22 @@ class Beta(Times):
         return (first / (first + second)).float()
 
 
+@dataclass(frozen=True, slots=True)
+class Listed(Times):
+    """One of these, each as often as it stands there."""
+
+    values: tuple[float, ...]
+
+    def sample(self, count: int, generator: Generator) -> Tensor:
+        import torch
+
+        return torch.tensor(self.values)[torch.randint(len(self.values), (count,), generator=generator)]
+
+
+FAST = Listed((1.0,) * 7 + (0.75, 0.5, 0.25))
+"""The few times at which a model distilled to four steps is asked, the first of them most often."""
+
+
 def shift_time(time: Tensor, shift: float) -> Tensor:
     """Move times towards noise where `shift` > 1, s t / (1 + (s - 1) t); 0 and 1 stay where they are."""
     return shift * time / (1 + (shift - 1) * time)

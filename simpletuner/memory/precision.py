@@ -47,11 +47,14 @@ class Row:
     """What to install for it."""
     compiles: bool = False
     """Whether the library compiles C++ when the weights are first used."""
+    input_multiple: int = 1
+    """Layers whose inputs are not a multiple of this stay as they are."""
 
 
+# torch's CPU kernel for int8 weights and bf16 inputs reads beyond the ends of rows that are no multiple of 16 (torch 2.13): garbage, or a crash.
 PRECISIONS = [
     Row("no_change", "As loaded, in the dtype of mixed_precision."),
-    Row("int8-quanto", "8-bit integers: half of bf16, hardly any loss.", quantise_quanto, "qint8", "optimum-quanto"),
+    Row("int8-quanto", "8-bit integers: half of bf16, hardly any loss.", quantise_quanto, "qint8", "optimum-quanto", input_multiple=16),
     Row("int4-quanto", "4-bit integers: a quarter of bf16, a loss that shows.", quantise_quanto, "qint4", "optimum-quanto", True),
     Row("int2-quanto", "2-bit integers: an eighth of bf16, a heavy loss.", quantise_quanto, "qint2", "optimum-quanto", True),
     Row("fp8-quanto", "8-bit floats (e4m3): half of bf16, a small loss.", quantise_quanto, "qfloat8", "optimum-quanto"),
@@ -92,7 +95,7 @@ def quantise(module: nn.Module, name: str, keep: Sequence[str] = (), key: str = 
         return 0
     if row.compiles and not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++")):
         raise ConfigError(f"{key} {name} needs a C++ compiler, which is not installed", hint="apt install g++, or use int8-quanto.")
-    layers = _layers(module, keep)
+    layers = _layers(module, keep, row.input_multiple)
     if not layers:
         raise ConfigError(
             f"{key} {name} finds no layer to quantise in {type(module).__name__}",
@@ -106,10 +109,9 @@ def quantise(module: nn.Module, name: str, keep: Sequence[str] = (), key: str = 
     return len(layers)
 
 
-def _layers(module: nn.Module, keep: Sequence[str]) -> list[str]:
+def _layers(module: nn.Module, keep: Sequence[str], input_multiple: int) -> list[str]:
     """Names of the Linear layers that are not to be kept."""
     from torch.nn import Linear
 
-    return [
-        name for name, layer in module.named_modules() if isinstance(layer, Linear) and not any(fnmatch.fnmatch(name, pattern) for pattern in keep)
-    ]
+    fitting = [name for name, layer in module.named_modules() if isinstance(layer, Linear) and layer.in_features % input_multiple == 0]
+    return [name for name in fitting if not any(fnmatch.fnmatch(name, pattern) for pattern in keep)]

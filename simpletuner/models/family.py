@@ -35,8 +35,6 @@ class ModelFamily(ABC):
     """Flavour name to hub id; the first is the default."""
     objective: ClassVar[Literal["flow", "denoising"]]
     """Which of the options of the objective have an effect: those of flow matching, or those of epsilon and v prediction."""
-    idle: ClassVar[Mapping[str, str]] = {}
-    """Options without effect in this family, besides those of other objectives, to the reason."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option key to the value that this family prefers over the general default."""
     takes_references: ClassVar[bool] = False
@@ -45,12 +43,18 @@ class ModelFamily(ABC):
     """Short class names that users write in LyCORIS presets, to this family's classes in diffusers."""
     lora_targets: ClassVar[tuple[str, ...]] = ()
     """Suffixes of the modules that a plain LoRA adapts."""
+    lora_target_sets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Other sets of such suffixes, which `flux_lora_target` chooses by name."""
     denoiser_folder: ClassVar[str] = "transformer"
     """The denoiser's sub-folder in diffusers layout: transformer or unet."""
+    original_layout: ClassVar[str | None] = None
+    """The layout in which the model's makers publish it, by its name in the table of layer names that exports use; None if it is not there."""
+    modelspec_architecture: ClassVar[str | None] = None
+    """What the model specification that adapter files carry calls the architecture; the family's name if not given."""
+    kohya_base: ClassVar[str | None] = None
+    """What kohya's scripts, and the tools that read their files, call the base model; the family's name if not given."""
     parts: ClassVar[tuple[str, ...]]
     """Sub-folders of a whole model that training or validation reads, the denoiser's among them."""
-    pipeline_class: ClassVar[str]
-    """The class in diffusers that samples this family."""
 
     def __init__(self, options: Models) -> None:
         """
@@ -59,6 +63,18 @@ class ModelFamily(ABC):
         """
         self.options = options
         self.source = Source(options, self.flavours)
+
+    # Facts that may differ between a family's models; where they do not, a class attribute.
+
+    @property
+    @abstractmethod
+    def pipeline_class(self) -> str:
+        """The class in diffusers that samples this model."""
+
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """Options without effect in this model, besides those of other objectives, to the reason. Asks nothing of the hub."""
+        return {}
 
     # Before anything is loaded.
 
@@ -76,7 +92,11 @@ class ModelFamily(ABC):
             found.append(f"pretrained_{other}_model_name_or_path and its subfolder have no effect: {options.model_family} has no {other}")
         if subfolders[name] and not self.source.is_replaced(name):
             found.append(f"pretrained_{name}_subfolder has no effect without pretrained_{name}_model_name_or_path")
-        return found
+        return [*found, *self.source.notes(self.parts)]
+
+    def objective_notes(self, options: Diffusion) -> list[str]:
+        """What the options of the objective change in what the model says of itself, a sentence each."""
+        return []
 
     def check_source(self) -> None:
         """Refuse a local folder that lacks a needed part or is of another family; what is on the hub is not asked for.
@@ -165,6 +185,10 @@ class ModelFamily(ABC):
 
         It comes frozen and in evaluation mode; torch's own generators are left as they were.
         """
+
+    @abstractmethod
+    def empty_denoiser(self) -> nn.Module:
+        """The denoiser without numbers, on the meta device: names and shapes, which its configuration tells."""
 
     @abstractmethod
     def process(self, options: Diffusion) -> Process: ...

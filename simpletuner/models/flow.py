@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simpletuner.diffusion.flow import FlowMatching
-from simpletuner.diffusion.times import Beta, LogitNormal, Times, Uniform
+from simpletuner.diffusion.times import FAST, Beta, Listed, LogitNormal, Times, Uniform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +28,17 @@ def flow_matching(options: Diffusion, shift: float, guidance: float | None = Non
         times = Uniform()
     elif options.flow_use_beta_schedule:
         times = Beta(options.flow_beta_schedule_alpha, options.flow_beta_schedule_beta)
-    if options.flow_schedule_auto_shift:
-        return FlowMatching(times, None, guidance)
-    return FlowMatching(times, shift if options.flow_schedule_shift is None else options.flow_schedule_shift, guidance)
+    elif options.flux_fast_schedule:
+        times = FAST
+    elif options.flow_custom_timesteps:
+        times = Listed(tuple(options.flow_custom_timesteps))
+    wanted = shift if options.flow_schedule_shift is None else options.flow_schedule_shift
+    if options.flow_custom_timesteps:
+        wanted = 1.0
+    most = None
+    if guidance is not None and options.distilled_guidance_mode == "random-range":
+        guidance, most = options.distilled_guidance_min, options.distilled_guidance_max
+    return FlowMatching(times, None if options.flow_schedule_auto_shift and not options.flow_custom_timesteps else wanted, guidance, most)
 
 
 def pack(latents: Tensor) -> Tensor:

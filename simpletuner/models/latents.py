@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 UNSTATED_SCALING = 0.18215
 """What AutoencoderKL of diffusers takes where its config.json is silent."""
@@ -43,6 +43,17 @@ def scaling_of(vae_config: Mapping[str, Any], has_shift: bool) -> Scaling:
 def stride_of(vae_config: Mapping[str, Any]) -> int:
     """Pixels to a latent pixel: every level of an AutoencoderKL but the last halves both sides."""
     return int(2 ** (len(vae_config.get("block_out_channels", [64])) - 1))
+
+
+def decode_any_precision(vae: Any) -> None:
+    """Have a VAE take latents of any precision: most pipelines hand it the denoiser's as they are, and its own may be another."""
+
+    def cast(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (arguments[0].to(next(module.parameters()).dtype), *arguments[1:])
+
+    for module in (getattr(vae, "post_quant_conv", None), vae.decoder):
+        if module is not None:
+            module.register_forward_pre_hook(cast)
 
 
 def encode_posterior(vae: Any, pixels: Tensor) -> dict[str, Tensor]:

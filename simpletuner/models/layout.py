@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.errors import ConfigError
-from simpletuner.models.source import INDEX_FILE, STEMS, Part, Source, is_local, read_json
+from simpletuner.models.loading import load_network, without_bars
+from simpletuner.models.single_file import is_single_file, read_header
+from simpletuner.models.source import INDEX_FILE, STEMS, Source, is_local, read_json
 
 FAMILY_OF_PIPELINE = {
     "AuraFlow": "auraflow",
@@ -45,7 +47,7 @@ def check_model(source: Source, pipeline_class: str, parts: Sequence[str], confi
     """
     problems = _problems(partial(_check_index, source, pipeline_class))
     if not problems:  # a model of another kind has other parts; to list those as missing would only confuse
-        problems = _problems(*(partial(_check_part, source.part(name), name in config_only) for name in parts))
+        problems = _problems(*(partial(_check_part, source, name, name in config_only) for name in parts))
     if problems:
         hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
         raise ConfigError("; ".join(problem.message for problem in problems), hint=" ".join(hints) or None)
@@ -67,7 +69,7 @@ def save_model(source: Source, denoiser_folder: str, denoiser: Any, folder: Path
         if name == denoiser_folder:
             denoiser.save_pretrained(staged / name, safe_serialization=True)
         else:
-            _copy_part(source.part(name), staged / name)
+            _copy_part(source, name, staged / name)
     for path in staged.glob("*/*.json"):
         _forget_origin(path)
     earlier = folder.with_name(folder.name + ".old")
@@ -90,16 +92,17 @@ def _problems(*checks: Callable[[], None]) -> list[ConfigError]:
 
 def _check_index(source: Source, pipeline_class: str) -> None:
     location = source.location
-    root = Path(location).expanduser()
+    if is_single_file(location):
+        if not source.knows(""):
+            return
+        assert source.checkpoint is not None  # read, or refused
+        location = source.base
     if not is_local(location):
         return
-    if root.is_file() or root.suffix in (".safetensors", ".gguf"):
-        raise ConfigError(
-            f"{location} is a single file; a model is a folder in diffusers layout",
-            hint=f"Convert it with diffusers (from_single_file, then save_pretrained) and set the folder that holds {INDEX_FILE}.",
-        )
+    root = Path(location).expanduser()
     if not root.is_dir():
-        raise ConfigError(f"{location} is not a folder", hint="Check the path; it starts from the folder in which the command runs.")
+        named = f"single_file_base_model {location}" if is_single_file(source.location) else location
+        raise ConfigError(f"{named} is not a folder", hint="Check the path; it starts from the folder in which the command runs.")
     if not (root / INDEX_FILE).is_file() and (root / "config.json").is_file():
         kind = read_json(root / "config.json").get("_class_name", "network")
         raise ConfigError(
@@ -111,11 +114,22 @@ def _check_index(source: Source, pipeline_class: str) -> None:
         family = next((family for start, family in FAMILY_OF_PIPELINE.items() if found.startswith(start)), None)
         raise ConfigError(
             f"{location} is a {found}, and model_family {source.options.model_family} needs a {pipeline_class}",
-            hint=f"It looks like model_family {family}." if family else "Set the model_family that it belongs to.",
+            hint=_family_hint(family, source.options.model_family),
         )
 
 
-def _check_part(part: Part, config_only: bool) -> None:
+def _family_hint(looks_like: str | None, asked: str) -> str:
+    if looks_like is None:
+        return "Set the model_family that it belongs to."
+    if looks_like == asked:
+        return "It is of that family, but makes pictures from more than text (a refiner, inpainting, ...): set the text-to-image model beside it."
+    return f"It looks like model_family {looks_like}. Set that, or the path of a model of {asked}."
+
+
+def _check_part(source: Source, name: str, config_only: bool) -> None:
+    if not source.knows(name):
+        return
+    part = source.part(name)
     if not is_local(part.location):
         return
     if not Path(part.location).expanduser().exists():
@@ -123,38 +137,31 @@ def _check_part(part: Part, config_only: bool) -> None:
     if config_only:
         part.config()
         return
-    for name, path in part.files().items():
-        if name.endswith(".safetensors"):
-            _check_whole(path)
+    for file, path in part.files().items():
+        if file.endswith(".safetensors") and part.checkpoint is None:
+            read_header(path)
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse a file of weights that is not as long as its header says. Reads no weights."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(
-            f"{path} is not a whole safetensors file ({path.stat().st_size} bytes): {error}",
-            hint="Download it again; a git clone without git-lfs leaves small text files in place of weights.",
-        ) from error
-
-
-def _copy_part(part: Part, folder: Path) -> None:
+def _copy_part(source: Source, name: str, folder: Path) -> None:
     """Copy a part; files of a variant lose its name, so that the model as a whole has none."""
+    part = source.part(name)
+    if part.checkpoint is not None:
+        with without_bars():
+            load_network(source.class_of(name), part, None).save_pretrained(folder, safe_serialization=True)
+        return
     folder.mkdir()
     variant = part.weights()[0] if part.has_weights else None
     dot = f".{variant}" if variant else ""
-    for name, path in part.files().items():
-        is_weights = bool(dot) and name.startswith(STEMS)
-        copy = folder / (name.replace(dot, "", 1) if is_weights else name)
+    for file, path in part.files().items():
+        is_weights = bool(dot) and file.startswith(STEMS)
+        copy = folder / (file.replace(dot, "", 1) if is_weights else file)
         shutil.copyfile(path, copy)
-        if is_weights and name.endswith(".json"):
+        if is_weights and file.endswith(".json"):
             index = read_json(copy)
             index["weight_map"] = {key: shard.replace(dot, "", 1) for key, shard in index["weight_map"].items()}
             _write_json(copy, index)
+    if part.changes:
+        _write_json(folder / part.config_name, part.config())
 
 
 def _forget_origin(path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from simpletuner.errors import ConfigError
+from simpletuner.models.single_file import Checkpoint
 from simpletuner.models.source import Part
 
 if TYPE_CHECKING:
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 KEYS_SHOWN = 3
 
 
-def load_network(kind: type[Any], part: Part, dtype: torch.dtype) -> Any:
+def load_network(kind: type[Any], part: Part, dtype: torch.dtype | None) -> Any:
     """Read a network of diffusers or transformers on the CPU, frozen and in evaluation mode; torch's generators stay as they are.
 
     Args:
         kind: its class, of either library.
+        dtype: None leaves the weights of a single file as they are in it.
 
     Raises:
         ConfigError: a file is damaged, or does not hold what the network's configuration asks for.
@@ -27,10 +29,12 @@ def load_network(kind: type[Any], part: Part, dtype: torch.dtype) -> Any:
     import torch
     from safetensors import SafetensorError
 
+    if part.checkpoint is not None:
+        return _convert(kind, part, part.checkpoint, dtype).eval().requires_grad_(False)
     folder, (variant, _) = part.folder(), part.weights()
     precision = {"dtype" if kind.__module__.startswith("transformers.") else "torch_dtype": dtype}
     try:
-        with _without_bars(), torch.random.fork_rng(devices=[]):  # some constructors draw numbers that the file then replaces
+        with without_bars(), torch.random.fork_rng(devices=[]):  # some constructors draw numbers that the file then replaces
             network, found = kind.from_pretrained(
                 folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=True, output_loading_info=True, **precision
             )
@@ -51,6 +55,37 @@ def random_network(kind: type[Any], part: Part, dtype: torch.dtype, seed: int) -
     return network.to(dtype).eval()
 
 
+def _convert(kind: type[Any], part: Part, checkpoint: Checkpoint, dtype: torch.dtype | None) -> Any:
+    """Read a network from a single file in its makers' layout, through the mappings of diffusers."""
+    import torch
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm, create_diffusers_t5_model_from_checkpoint
+
+    folder, tensors = str(part.folder()), checkpoint.tensors(part.name, dtype)
+    try:
+        with _without_warnings(), torch.random.fork_rng(devices=[]):
+            if not kind.__module__.startswith("transformers."):
+                network = kind.from_single_file(tensors, config=folder, torch_dtype=dtype)
+            elif "T5" in kind.__name__:
+                network = create_diffusers_t5_model_from_checkpoint(kind, tensors, config=folder, torch_dtype=dtype, local_files_only=True)
+                network.tie_weights()
+            else:
+                network = create_diffusers_clip_model_from_ldm(kind, tensors, config=folder, torch_dtype=dtype, local_files_only=True)
+        empty = [name for name, parameter in network.named_parameters() if parameter.is_meta]
+        reason = f"it lacks {', '.join(empty[:KEYS_SHOWN])}" if empty else None
+    except NotImplementedError:  # what torch says of parameters that the file did not fill
+        reason = "tensors are missing"
+    except KeyError as error:
+        reason = f"it lacks {error.args[0]}"
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if reason is None:
+        return network
+    raise ConfigError(
+        f"the {part} does not fit the {part.name}/{part.config_name} of {part.location}: {reason}",
+        hint="If the file is whole, set single_file_base_model to a model in diffusers layout of the same architecture.",
+    )
+
+
 def _check_keys(part: Part, found: Mapping[str, Any]) -> None:
     """Refuse weights with gaps: both libraries fill them with random numbers and a line in the log."""
     missing = [*found["missing_keys"], *(found.get("mismatched_keys") or ())]
@@ -63,8 +98,21 @@ def _check_keys(part: Part, found: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers' own bars off the console while a local file is read."""
+def _without_warnings() -> Iterator[None]:
+    """Keep from the console what diffusers says of tensors that the network has no use for."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers' own bars off the console while a local file is read or written."""
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()

@@ -34,8 +34,9 @@ class Shapes:
 
 def shapes(family: ModelFamily) -> Shapes:
     """Read latent channels, stride and text width from configurations on this machine, or take the usual ones."""
-    vae = config_here(family.source.part("vae")) if "vae" in family.parts else None
-    encoders = [config_here(family.source.part(name)) for name in family.parts if name.startswith("text_encoder")]
+    known = [name for name in family.parts if family.source.knows(name)]
+    vae = config_here(family.source.part("vae")) if "vae" in known else None
+    encoders = [config_here(family.source.part(name)) if name in known else None for name in family.parts if name.startswith("text_encoder")]
     widths = [int(config.get("d_model") or config.get("hidden_size") or 0) if config else 0 for config in encoders]
     channels, stride = (int(vae.get("latent_channels", USUAL_CHANNELS)), stride_of(vae)) if vae else (USUAL_CHANNELS, USUAL_STRIDE_PX)
     assumed = []
@@ -60,7 +61,8 @@ def token_counter(family: ModelFamily) -> Callable[[Sequence[str]], list[int]] |
 
     Of several tokenizers the longest count is given.
     """
-    paths = [file_here(family.source.part(name), TOKENIZER_FILE) for name in family.parts if name.startswith("tokenizer")]
+    names = [name for name in family.parts if name.startswith("tokenizer")]
+    paths = [file_here(family.source.part(name), TOKENIZER_FILE) if family.source.knows(name) else None for name in names]
     files = [path for path in paths if path is not None]
     if not files or len(files) < len(paths):
         return None
@@ -81,7 +83,7 @@ def token_counter(family: ModelFamily) -> Callable[[Sequence[str]], list[int]] |
 def config_here(part: Part) -> dict[str, Any] | None:
     """The configuration of a part, if it is on this machine."""
     path = file_here(part, part.config_name)
-    return None if path is None else read_json(path)
+    return None if path is None else {**read_json(path), **part.changes}
 
 
 def file_here(part: Part, name: str) -> Path | None:

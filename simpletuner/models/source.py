@@ -1,4 +1,4 @@
-"""Where the parts of a model come from: a repository on the hub or a local folder, in diffusers layout.
+"""Where the parts of a model come from: a repository on the hub or a local folder, in diffusers layout, or a single file.
 
 A part is one folder of that layout: transformer, vae, text_encoder, tokenizer, scheduler. HF_ENDPOINT, HF_HOME, HF_TOKEN and
 HF_HUB_OFFLINE mean what they mean to huggingface_hub, which does the downloads (`models/hub.py`).
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simpletuner.errors import ConfigError, choose
 from simpletuner.models.hub import fetch_file, fetch_files
+from simpletuner.models.single_file import Checkpoint, checkpoint_here, is_address, is_single_file, open_checkpoint
 
 if TYPE_CHECKING:
     from simpletuner.options.models import Models
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 INDEX_FILE = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")
 """What weight files are called: by diffusers, by transformers."""
+WEIGHTLESS = ("tokenizer", "scheduler")
+"""How the names of parts begin that hold settings alone."""
+CHECKPOINT_NAME = "checkpoint.safetensors"
+"""What a single file is called in a part's list of files, so that its own name makes no difference."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,17 @@ class Part:
     revision: str | None = None
     variant: str | None = None
     """Taken where there is one, e.g. fp16; the plain files otherwise, as diffusers' pipelines do."""
+    checkpoint: Checkpoint | None = None
+    """The single file that its weights are in; its configuration is of `location` all the same."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What holds in place of what its configuration says."""
 
     def __str__(self) -> str:
-        return f"{self.name} of {self.location}"
+        return f"{self.name} of {self.checkpoint.name if self.checkpoint else self.location}"
 
     @property
     def has_weights(self) -> bool:
-        return not self.name.startswith(("tokenizer", "scheduler"))
+        return not self.name.startswith(WEIGHTLESS)
 
     @property
     def config_name(self) -> str:
@@ -54,12 +63,12 @@ class Part:
 
     def config(self) -> dict[str, Any]:
         """Read the part's configuration, and of a hub part fetch nothing else."""
-        return read_json(self._place[1])
+        return {**read_json(self._place[1]), **self.changes}
 
     def folder(self) -> Path:
-        """The local folder with the part's files, downloaded if they are not here."""
+        """The local folder with the part's files, downloaded if they are not here; weights in a single file are not among them."""
         subfolder, config = self._place
-        if not is_local(self.location) and not self._has_files(config.parent):
+        if not is_local(self.location) and self.checkpoint is None and not self._has_files(config.parent):
             # Of the commit that the configuration is of: the cache keeps a commit's files in a folder of its name.
             commit = config.parents[len(Path(subfolder).parts)].name
             for allowed, ignored in self._patterns(f"{subfolder}/" if subfolder else ""):
@@ -75,6 +84,8 @@ class Part:
             ConfigError: one is missing; says what there is.
         """
         folder = self.folder()
+        if self.checkpoint is not None:
+            return {self.config_name: folder / self.config_name, CHECKPOINT_NAME: self.checkpoint.path}
         if self.has_weights:
             names = [self.config_name, *self.weights()[1]]
         else:
@@ -104,7 +115,9 @@ class Part:
                 return subfolder, path
         raise ConfigError(
             f"{self.location} has no {self.name}: there is no {' and no '.join(name for _, name in names)}",
-            hint=f"It has {_contents(root)}." if root.is_dir() else "Is it a model in diffusers layout? Single checkpoint files are not read.",
+            hint=f"It has {_contents(root)}."
+            if root.is_dir()
+            else "Is it a model in diffusers layout? A single file is set by its own path or address.",
         )
 
     def _patterns(self, prefix: str) -> Iterator[tuple[list[str], list[str]]]:
@@ -141,6 +154,7 @@ class Source:
             )
         self.location = options.pretrained_model_name_or_path or flavours[options.model_flavour or next(iter(flavours))]
         self._parts: dict[str, Part] = {}
+        self._opened: dict[str, Checkpoint] = {}
         self._replaced = {
             "transformer": (options.pretrained_transformer_model_name_or_path, options.pretrained_transformer_subfolder),
             "unet": (options.pretrained_unet_model_name_or_path, options.pretrained_unet_subfolder),
@@ -148,26 +162,117 @@ class Source:
         }
 
     def part(self, name: str) -> Part:
-        """Say where a part lies: in the model, or where an option of its own points."""
+        """Say where a part lies: in the model, or where an option of its own points.
+
+        Raises:
+            ConfigError: a single file that should hold it does not.
+        """
         if name not in self._parts:
-            location, subfolder = self._replaced.get(name, (None, None))
-            if location is None:
-                self._parts[name] = Part(name, self.location, (name,), self.options.revision, self.options.variant)
-            else:
-                # revision belongs to the model's repository; one that replaces a part of it has its own history.
-                self._parts[name] = Part(name, location, (name, "") if subfolder is None else (subfolder,), None, self.options.variant)
+            self._parts[name] = self._find(name)
         return self._parts[name]
+
+    def _find(self, name: str) -> Part:
+        variant = self.options.variant
+        location, subfolder = self._replaced.get(name, (None, None))
+        if location is not None and not is_single_file(location):
+            # revision belongs to the model's repository; one that replaces a part of it has its own history.
+            return Part(name, location, (name, "") if subfolder is None else (subfolder,), None, variant)
+        revision = None if is_single_file(self.location) else self.options.revision
+        part = Part(name, self.base, (name,), revision, variant)
+        if name == "scheduler":
+            return replace(part, changes=self._schedule())
+        checkpoint = self.checkpoint if location is None else self._open(location, name)
+        return replace(part, checkpoint=checkpoint) if checkpoint is not None and checkpoint.names_of(name) else part
+
+    def knows(self, name: str) -> bool:
+        """Whether it is known where a part lies; of a single file on the hub that is not here, only the file itself can say."""
+        location = self._replaced.get(name, (None, None))[0] or self.location
+        return not (is_single_file(location) and is_address(location)) or checkpoint_here(location) is not None
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """The single file that the model is, fetched if it is not here; None for a model in diffusers layout.
+
+        Raises:
+            ConfigError: it cannot be read, or is of another family.
+        """
+        return self._open(self.location) if is_single_file(self.location) else None
+
+    @cached_property
+    def base(self) -> str:
+        """The model in diffusers layout that gives all that a single file does not hold; the model itself if it is in that layout."""
+        if not is_single_file(self.location):
+            return self.location
+        if self.options.single_file_base_model:
+            return self.options.single_file_base_model
+        found = self.checkpoint.kind.flavour if self.checkpoint else None
+        flavour = self.options.model_flavour or found
+        return self._flavours.get(flavour or "", next(iter(self._flavours.values())))
+
+    def denoiser_checkpoint(self) -> Checkpoint | None:
+        """The single file that the denoiser is from, if it is from one."""
+        replacing = self._replaced["transformer"][0] or self._replaced["unet"][0]
+        if replacing is not None:
+            return self._open(replacing) if is_single_file(replacing) else None
+        return self.checkpoint
+
+    def _schedule(self) -> Mapping[str, Any]:
+        checkpoint = self.denoiser_checkpoint()
+        return {} if checkpoint is None else checkpoint.schedule
+
+    def _open(self, location: str, part: str = "") -> Checkpoint:
+        """Open a single file that should hold a denoiser of this family, or that part."""
+        if location in self._opened:
+            return self._opened[location]
+        checkpoint, family = open_checkpoint(location), self.options.model_family
+        kind = checkpoint.kind
+        if part == "vae" and not checkpoint.names_of("vae"):
+            raise ConfigError(f"{location} holds no VAE: it is {kind.title}", hint="pretrained_vae_model_name_or_path takes a file that holds one.")
+        if part != "vae" and kind.family != family:
+            hint = f"Set model_family to {kind.family}." if kind.family else kind.hint
+            raise ConfigError(f"{location} is {kind.title}; model_family {family} cannot be trained from it", hint=hint)
+        self._opened[location] = checkpoint
+        return checkpoint
 
     @property
     def flavour(self) -> str | None:
         """The flavour that was chosen or, where a path was, the one that it is."""
         released = {location: name for name, location in self._flavours.items()}
-        return self.options.model_flavour or released.get(self.location)
+        return self.options.model_flavour or (released.get(self.base) if self.knows("") else None)
 
     @property
     def is_released(self) -> bool:
         """Whether the model is one of the flavours as their makers publish them."""
         return self.location in self._flavours.values() and not is_local(self.location)
+
+    def notes(self, parts: Sequence[str]) -> list[str]:
+        """Settings without effect, and what of the parts a single file gives, a sentence each. Asks nothing of the hub."""
+        options, is_file = self.options, is_single_file(self.location)
+        found = []
+        if options.single_file_base_model and not is_file:
+            found.append("single_file_base_model has no effect: the model is in diffusers layout")
+        if options.revision and is_file:
+            found.append(f"revision has no effect: {self.location} is a single file, whose address names its revision")
+        elif options.revision and is_local(self.location):
+            found.append(f"revision has no effect: {self.location} is a folder of this machine")
+        if options.variant and not is_file and is_local(self.location) and not self._has_variant(parts):
+            found.append(f"variant has no effect: no part of {self.location} has files of variant {options.variant}")
+        if is_file and self.knows(""):
+            mine = [name for name in parts if not self.is_replaced(name) and self.part(name).checkpoint is not None]
+            rest = [name for name in parts if name not in mine and not self.is_replaced(name)]
+            found.append(f"{', '.join(mine)} from {self.location}; {', '.join(rest)} from {self.base}")
+        return found
+
+    def _has_variant(self, parts: Sequence[str]) -> bool:
+        """Whether a part of a folder on this machine has files of the variant."""
+        names = [name for name in parts if not name.startswith(WEIGHTLESS) and not self.is_replaced(name)]
+        found = [find_weights(Path(self.location).expanduser() / name, self.options.variant) for name in names]
+        return any(weights is not None and weights[0] == self.options.variant for weights in found)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the model, and for a single file what gives the rest, is on this machine."""
+        return is_local(self.location) and is_local(self.base)
 
     def is_replaced(self, name: str) -> bool:
         return self._replaced.get(name, (None, None))[0] is not None
@@ -175,10 +280,11 @@ class Source:
     @cached_property
     def index(self) -> dict[str, Any]:
         """The model's own list of its parts, model_index.json."""
-        root = Path(self.location).expanduser()
-        path = root / INDEX_FILE if root.is_dir() else fetch_file(self.location, INDEX_FILE, self.options.revision)
+        root = Path(self.base).expanduser()
+        revision = None if is_single_file(self.location) else self.options.revision
+        path = root / INDEX_FILE if root.is_dir() else fetch_file(self.base, INDEX_FILE, revision)
         if path is None or not path.is_file():
-            raise ConfigError(f"{self.location} has no {INDEX_FILE}", hint=f"It has {_contents(root)}." if root.is_dir() else None)
+            raise ConfigError(f"{self.base} has no {INDEX_FILE}", hint=f"It has {_contents(root)}." if root.is_dir() else None)
         return read_json(path)
 
     def class_of(self, name: str) -> type[Any]:
@@ -190,7 +296,7 @@ class Source:
         module = {"diffusers": diffusers, "transformers": transformers}.get(str(library))
         if module is None or not hasattr(module, str(class_name)):
             raise ConfigError(
-                f"{INDEX_FILE} of {self.location} says that its {name} is a {class_name} of {library}, which is not installed",
+                f"{INDEX_FILE} of {self.base} says that its {name} is a {class_name} of {library}, which is not installed",
                 hint="The model may need a newer release of that library.",
             )
         found: type[Any] = getattr(module, str(class_name))
@@ -198,8 +304,10 @@ class Source:
 
 
 def is_local(location: str) -> bool:
-    """Tell a path of this machine, there or not, from a hub id."""
-    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", location) and Path(location).suffix not in (".safetensors", ".gguf", ".json")
+    """Tell a path of this machine, there or not, from a hub id or an address."""
+    if is_address(location):
+        return False
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", location) and not is_single_file(location) and Path(location).suffix != ".json"
     return not is_id or Path(location).expanduser().exists()
 
 

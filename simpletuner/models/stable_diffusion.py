@@ -26,6 +26,7 @@ class StableDiffusion(UNetFamily):
     parts = ("text_encoder", "tokenizer", "vae", "unet", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "StableDiffusionPipeline"
+    original_layout = "sd"
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D)."""

@@ -65,6 +65,13 @@ def encode_unmasked(text: TextEncoder, prompts: Sequence[str], tokens: int) -> T
     return hidden
 
 
+def mask_padding(text: TextEncoder, prompts: Sequence[str], tokens: int) -> Tensor:
+    """One for each token of prompts, zero where there is padding, (B, T)."""
+    inputs = text.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
+    mask: Tensor = inputs["attention_mask"].to(next(text.encoder.parameters()).device)
+    return mask
+
+
 def count_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
     """Tokens of each prompt before truncation, end token included."""
     # verbose=False: the tokenizer would warn of every long prompt by itself, in other words than ours.

@@ -5,14 +5,16 @@ Letters: B batch, C latent channels, H W pixels, h w latent pixels.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from simpletuner.diffusion.denoising import Denoising, Offset, Perturbation, biased
+from simpletuner.diffusion.denoising import Denoising, Offset, Perturbation, biased, restricted
 from simpletuner.errors import ConfigError
 from simpletuner.models.clip import TOKENS
+from simpletuner.models.offline import config_here
 from simpletuner.models.text import TextEncoder, count_tokens
 from simpletuner.models.usual import RELEASED_ALIGNMENT_PX, UsualFamily
 
@@ -60,7 +62,25 @@ class UNetFamily(UsualFamily):
         found = super().notes()
         if self.options.tokenizer_max_length not in (None, TOKENS):
             found.append(f"tokenizer_max_length has no effect: the CLIP encoders of {self.options.model_family} read {TOKENS} tokens")
+        checkpoint = self.source.denoiser_checkpoint() if self.source.knows("unet") else None
+        if checkpoint is not None and checkpoint.schedule:
+            said = ", ".join(f"{key} {json.dumps(value)}" for key, value in checkpoint.schedule.items())
+            found.append(f"{checkpoint.name} sets {said}, by {checkpoint.schedule_marks}")
         return found
+
+    def objective_notes(self, options: Diffusion) -> list[str]:
+        is_known = self.source.knows("unet") and self.source.knows("scheduler")
+        scheduler = self.source.part("scheduler") if is_known else None
+        own = config_here(scheduler) if scheduler is not None else None
+        if own is None:
+            return []
+        changes = self.schedule_changes(options)
+        usual = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+        return [
+            f"{key} {json.dumps(value)} is trained, though {self.source_name()} says {json.dumps(own.get(key, usual.get(key)))} of itself"
+            for key, value in changes.items()
+            if value != own.get(key, usual.get(key))
+        ]
 
     # Text.
 
@@ -83,11 +103,17 @@ class UNetFamily(UsualFamily):
         return Denoising(
             alphas=tuple(schedule.alphas_cumprod.tolist()),
             prediction=schedule.config.prediction_type,
-            weights=biased(total, *bias, options.timestep_bias_begin, options.timestep_bias_end),
+            weights=(
+                restricted(total, options.refiner_training_strength, options.refiner_training_invert_schedule)
+                if options.refiner_training
+                else biased(total, *bias, options.timestep_bias_begin, options.timestep_bias_end)
+            ),
             is_stratified=not options.disable_segmented_timestep_sampling,
             snr_gamma=options.snr_gamma,
+            snr_weight=options.snr_weight,
             offset=Offset(options.noise_offset, options.noise_offset_probability) if options.offset_noise else None,
             perturbation=Perturbation(options.input_perturbation, options.input_perturbation_steps) if options.input_perturbation else None,
+            learns_flow=options.diff2flow_enabled and options.diff2flow_loss,
         )
 
     def training_schedule(self, options: Diffusion) -> Any:
@@ -112,13 +138,15 @@ class UNetFamily(UsualFamily):
         changes: dict[str, Any] = {}
         if options.prediction_type is not None:
             changes["prediction_type"] = options.prediction_type
-        if options.rescale_betas_zero_snr:
-            changes["rescale_betas_zero_snr"] = True
+        if options.rescale_betas_zero_snr is not None:
+            changes["rescale_betas_zero_snr"] = options.rescale_betas_zero_snr
         return changes
 
     def sampling_schedule(self, options: Diffusion) -> Any:
         """The sampler that the model came with, with the same changes."""
         changes = self.schedule_changes(options)
+        if options.inference_scheduler_timestep_spacing is not None:
+            changes["timestep_spacing"] = options.inference_scheduler_timestep_spacing
         if changes.get("rescale_betas_zero_snr"):
             changes["timestep_spacing"] = "trailing"  # the others never ask for the last step, where there is nothing but noise
         return self.sampler(**changes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from simpletuner.errors import ConfigError
 from simpletuner.models.family import ModelFamily
 from simpletuner.models.identity import digest_files
-from simpletuner.models.latents import Scaling, encode_posterior, scaling_of, stride_of
+from simpletuner.models.latents import Scaling, decode_any_precision, encode_posterior, scaling_of, stride_of
 from simpletuner.models.loading import load_network, random_network
 from simpletuner.models.text import TextEncoder, load_text_encoder
 from simpletuner.types import Size
@@ -33,6 +33,8 @@ class UsualFamily(ModelFamily):
 
     denoiser_class: ClassVar[str]
     """The denoiser's class in diffusers."""
+    vae_class: ClassVar[str] = "AutoencoderKL"
+    """The VAE's class in diffusers."""
     text_parts: ClassVar[Sequence[tuple[str, str]]]
     """Folders of each text encoder and its tokenizer, in the order in which `encode_text` wants them."""
     vae_has_shift: ClassVar[bool] = False
@@ -85,9 +87,10 @@ class UsualFamily(ModelFamily):
     # Latents.
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import AutoencoderKL
+        import diffusers
 
-        vae: nn.Module = load_network(AutoencoderKL, self.source.part("vae"), dtype).to(device)
+        vae: nn.Module = load_network(getattr(diffusers, self.vae_class), self.source.part("vae"), dtype).to(device)
+        decode_any_precision(vae)
         return vae
 
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
@@ -103,6 +106,14 @@ class UsualFamily(ModelFamily):
 
         kind, part = getattr(diffusers, self.denoiser_class), self.source.part(self.denoiser_folder)
         denoiser: nn.Module = random_network(kind, part, dtype, seed) if self.starts_random else load_network(kind, part, dtype)
+        return denoiser
+
+    def empty_denoiser(self) -> nn.Module:
+        import diffusers
+        import torch
+
+        with torch.device("meta"):
+            denoiser: nn.Module = getattr(diffusers, self.denoiser_class).from_config(self.denoiser_config)
         return denoiser
 
     # Looking.

@@ -29,6 +29,10 @@ class Adapters(Section):
     peft_lora_target_modules: list[str] | None = option(None, advanced=True)
     """Endings of the module names that a plain LoRA adapts, e.g. ["to_q", "to_k"]; the family's own list if not given."""
 
+    flux_lora_target: str | None = option(None, advanced=True)
+    """A set of targets for a plain LoRA by its name, in place of `peft_lora_target_modules`. Flux 1 has `all`, `context`, `context+ffs`,
+    `all+ffs`, `all+ffs+embedder`, `ai-toolkit`, `mmdit`, `tiny` and `nano`; Flux 2 has `all`."""
+
     use_dora: bool = option(False, advanced=True)
     """Also learn the length of each weight row (DoRA) in a plain LoRA. Slower; needs a base that is not quantised."""
 

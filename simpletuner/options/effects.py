@@ -23,7 +23,7 @@ def renders(config: TrainConfig) -> bool:
     return not config.validation.validation_disable and bool(config.validation.validation_prompt or config.validation.user_prompt_library)
 
 
-PLAIN_LORA = "lora_rank lora_alpha lora_dropout peft_lora_target_modules use_dora lora_init_type"
+PLAIN_LORA = "lora_rank lora_alpha lora_dropout peft_lora_target_modules flux_lora_target use_dora lora_init_type"
 LYCORIS = "lycoris_config init_lokr_norm"
 PICTURES = (
     "validation_negative_prompt validation_resolution validation_guidance validation_num_inference_steps validation_seed num_validation_images "
@@ -41,8 +41,50 @@ IDLE = [
     Idle("flow_schedule_shift", lambda c: c.diffusion.flow_schedule_auto_shift, "flow_schedule_auto_shift finds it from the image's size"),
     Idle(
         "flow_sigmoid_scale",
-        lambda c: c.diffusion.flow_use_uniform_schedule or c.diffusion.flow_use_beta_schedule,
+        lambda c: (
+            c.diffusion.flow_use_uniform_schedule
+            or c.diffusion.flow_use_beta_schedule
+            or c.diffusion.flux_fast_schedule
+            or bool(c.diffusion.flow_custom_timesteps)
+        ),
         "noise levels are drawn from another distribution",
+    ),
+    Idle("flow_schedule_shift flow_schedule_auto_shift", lambda c: bool(c.diffusion.flow_custom_timesteps), "flow_custom_timesteps are not shifted"),
+    Idle("distilled_guidance", lambda c: c.diffusion.distilled_guidance_mode != "constant", "distilled_guidance_mode is random-range"),
+    Idle(
+        "distilled_guidance_min distilled_guidance_max",
+        lambda c: c.diffusion.distilled_guidance_mode == "constant",
+        "distilled_guidance_mode is constant",
+    ),
+    Idle("snr_weight", lambda c: c.diffusion.snr_gamma is None, "snr_gamma is not set"),
+    Idle("diff2flow_enabled", lambda c: not c.diffusion.diff2flow_loss, "diff2flow_loss is not set"),
+    Idle("diff2flow_loss", lambda c: not c.diffusion.diff2flow_enabled, "diff2flow_enabled is not set"),
+    Idle("refiner_training_strength refiner_training_invert_schedule", lambda c: not c.diffusion.refiner_training, "refiner_training is not set"),
+    Idle("huber_schedule", lambda c: c.diffusion.loss_type == "l2", "loss_type is l2"),
+    Idle(
+        "scheduled_sampling_probability scheduled_sampling_ramp_steps scheduled_sampling_start_step scheduled_sampling_strategy "
+        "scheduled_sampling_prob_start scheduled_sampling_prob_end scheduled_sampling_ramp_shape "
+        "scheduled_sampling_sampler scheduled_sampling_order scheduled_sampling_reflexflow scheduled_sampling_reflexflow_alpha "
+        "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2",
+        lambda c: not c.diffusion.scheduled_sampling_max_step_offset,
+        "scheduled_sampling_max_step_offset is 0",
+    ),
+    Idle("scheduled_sampling_max_step_offset", lambda c: not c.diffusion.samples_itself, "scheduled_sampling_probability is 0, and there is no ramp"),
+    Idle(
+        "scheduled_sampling_prob_start scheduled_sampling_prob_end scheduled_sampling_ramp_shape",
+        lambda c: c.diffusion.scheduled_sampling_max_step_offset > 0 and not c.diffusion.scheduled_sampling_ramp_steps,
+        "scheduled_sampling_ramp_steps is 0",
+    ),
+    Idle(
+        "scheduled_sampling_probability",
+        lambda c: c.diffusion.scheduled_sampling_max_step_offset > 0 and c.diffusion.scheduled_sampling_ramp_steps > 0,
+        "scheduled_sampling_ramp_steps makes it a ramp",
+    ),
+    Idle("scheduled_sampling_order", lambda c: c.diffusion.scheduled_sampling_sampler == "euler", "scheduled_sampling_sampler is euler"),
+    Idle(
+        "scheduled_sampling_reflexflow_alpha scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2",
+        lambda c: c.diffusion.scheduled_sampling_reflexflow is False,
+        "scheduled_sampling_reflexflow is not set",
     ),
     Idle("flow_beta_schedule_alpha flow_beta_schedule_beta", lambda c: not c.diffusion.flow_use_beta_schedule, "flow_use_beta_schedule is not set"),
     Idle("noise_offset noise_offset_probability", lambda c: not c.diffusion.offset_noise, "offset_noise is not set"),
@@ -55,6 +97,7 @@ IDLE = [
     Idle("timestep_bias_begin timestep_bias_end", lambda c: c.diffusion.timestep_bias_strategy in ("earlier", "later"), "the strategy has no range"),
     Idle("timestep_bias_portion", lambda c: c.diffusion.timestep_bias_strategy == "range", "timestep_bias_strategy is range"),
     Idle("huber_c", lambda c: c.diffusion.loss_type == "l2", "loss_type is l2"),
+    Idle("flux_attention_masked_training", lambda c: c.models.model_family != "flux", "it is about Flux.1 alone"),
     Idle("grad_clip_method", lambda c: c.optim.max_grad_norm == 0, "max_grad_norm is 0, so nothing is clipped"),
     Idle("vae_cache_ondemand", lambda c: c.data.vae_cache_disable, "vae_cache_disable keeps nothing"),
     Idle("target_downsample_size", lambda c: not c.data.maximum_image_size, "maximum_image_size is not set"),
@@ -66,10 +109,17 @@ IDLE = [
 ]
 
 
-FLOW = "flow_schedule_shift flow_schedule_auto_shift flow_sigmoid_scale flow_use_uniform_schedule flow_use_beta_schedule distilled_guidance"
-DENOISING = (
-    "prediction_type rescale_betas_zero_snr snr_gamma offset_noise input_perturbation timestep_bias_strategy disable_segmented_timestep_sampling"
+FLOW = (
+    "flow_schedule_shift flow_schedule_auto_shift flow_sigmoid_scale flow_use_uniform_schedule flow_use_beta_schedule flow_custom_timesteps "
+    "flux_fast_schedule distilled_guidance scheduled_sampling_reflexflow scheduled_sampling_reflexflow_alpha "
+    "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2"
 )
+DENOISING = (
+    "prediction_type rescale_betas_zero_snr snr_gamma offset_noise input_perturbation timestep_bias_strategy disable_segmented_timestep_sampling "
+    "diff2flow_enabled diff2flow_loss refiner_training inference_scheduler_timestep_spacing"
+)
+GUIDANCE = "distilled_guidance distilled_guidance_mode distilled_guidance_min distilled_guidance_max"
+"""What a family names by the first of these alone, where it is told no guidance."""
 OF_OTHERS = {
     "flow": {DENOISING: "the model learns by flow matching, they belong to U-Net models"},
     "denoising": {FLOW: "the model predicts noise or velocity, they belong to flow matching"},
@@ -84,7 +134,8 @@ def without_effect(config: TrainConfig, given: Collection[str], idle_of_family: 
         idle_of_family: keys, with blanks between several, that do nothing in the family, to the reason.
     """
     said: list[str] = []
-    for idle in [*IDLE, *(Idle(keys, lambda c: True, because) for keys, because in (idle_of_family or {}).items())]:
+    of_family = {keys.replace("distilled_guidance", GUIDANCE): because for keys, because in (idle_of_family or {}).items()}
+    for idle in [*IDLE, *(Idle(keys, lambda c: True, because) for keys, because in of_family.items())]:
         keys = [key for key in idle.keys.split() if key in given and config.value(key) not in OFF]
         if keys and idle.when(config):
             verb = "has" if len(keys) == 1 else "have"

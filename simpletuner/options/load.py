@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from simpletuner.errors import ConfigError, choose, nearest
 from simpletuner.options.effects import without_effect
+from simpletuner.options.models import Models
 from simpletuner.options.option import UNRULED, Option, Section
 from simpletuner.options.retired import notice
 from simpletuner.options.sources import TRUTHS, Setting
@@ -57,7 +58,7 @@ def load_config(
     settings: Sequence[Setting],
     family_defaults: FamilyDefaults,
     *,
-    idle_of: Callable[[str], Mapping[str, str]] | None = None,
+    idle_of: Callable[[Models], Mapping[str, str]] | None = None,
     choices: Mapping[str, Collection[str]] | None = None,
     variables: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
@@ -67,7 +68,7 @@ def load_config(
     Args:
         settings: what was set, the strongest last.
         family_defaults: gives what a family prefers over the general defaults.
-        idle_of: gives the options that have no effect in a family, and why.
+        idle_of: gives the options that have no effect in the model that is chosen, and why.
         choices: the open sets that options name in `choices_from`, e.g. {"optimizer": [...]}; others are not checked.
         variables: values for `{name}` in texts, e.g. {"example": folder}.
         environ: values for `{env:NAME}` in texts.
@@ -90,7 +91,7 @@ def load_config(
     origins = dict.fromkeys(declared(), DEFAULT) | dict.fromkeys(preferred, f"family {family}")
     origins |= {key: setting.origin for key, setting in reading.given.items()}
     config = _settle(config, origins, reading.notes)
-    return Loaded(config, origins, (*reading.notes, *without_effect(config, reading.given, idle_of(family) if idle_of else None)))
+    return Loaded(config, origins, (*reading.notes, *without_effect(config, reading.given, idle_of(config.models) if idle_of else None)))
 
 
 def _take(setting: Setting, reading: _Reading) -> None:

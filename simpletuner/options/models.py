@@ -17,22 +17,27 @@ class Models(Section):
     """Flavour of the family, a published model on the hub. The family's first one if not given."""
 
     pretrained_model_name_or_path: str | None = option(None, ask="Hub id or folder of the base model (empty for the flavour's own)?")
-    """Hub id or folder, in diffusers layout, of the base model to take instead of the flavour's."""
+    """The base model to take instead of the flavour's: hub id or folder, in diffusers layout, or a single `.safetensors` file in the layout
+    of the model's makers, by path or by its address on the hub."""
+
+    single_file_base_model: str | None = option(None, advanced=True)
+    """Hub id or folder, in diffusers layout, that gives what a single file does not hold: settings, tokenizers, the noise schedule, and parts
+    such as text encoders. The flavour that the file is of, if not given."""
 
     pretrained_transformer_model_name_or_path: str | None = option(None, advanced=True)
-    """Hub id or folder of a transformer to take instead of the base model's own."""
+    """Hub id, folder or single file of a transformer to take instead of the base model's own."""
 
     pretrained_transformer_subfolder: str | None = option(None, advanced=True)
     """Folder of the transformer inside `pretrained_transformer_model_name_or_path`; `transformer` if not given."""
 
     pretrained_unet_model_name_or_path: str | None = option(None, advanced=True)
-    """Hub id or folder of a U-Net to take instead of the base model's own."""
+    """Hub id, folder or single file of a U-Net to take instead of the base model's own."""
 
     pretrained_unet_subfolder: str | None = option(None, advanced=True)
     """Folder of the U-Net inside `pretrained_unet_model_name_or_path`; `unet` if not given."""
 
     pretrained_vae_model_name_or_path: str | None = option(None, advanced=True)
-    """Hub id or folder of a VAE to take instead of the base model's own."""
+    """Hub id, folder or single file of a VAE to take instead of the base model's own."""
 
     revision: str | None = option(None, advanced=True)
     """Branch, tag or commit on the hub; the main branch if not given."""
@@ -42,6 +47,9 @@ class Models(Section):
 
     model_init: Literal["pretrained", "random"] = option("pretrained", advanced=True)
     """Where the denoiser's weights come from. `random` takes its config.json alone and trains from scratch."""
+
+    flux_attention_masked_training: bool = option(False, advanced=True)
+    """Hide the padding of a Flux.1 prompt from the model, in training and in pictures. For a base that was trained so; `libreflux` always is."""
 
     tokenizer_max_length: int | None = option(None, ge=1, advanced=True)
     """Text tokens that a caption is cut or filled to; the family's own number if not given."""

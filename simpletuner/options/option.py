@@ -20,7 +20,7 @@ REQUIRED: Any = ...
 """The default of an option that must be set."""
 UNRULED = "unruled"
 """The context in which a section is validated value by value, by one who asks for its problems himself."""
-Kind = Literal["bool", "int", "float", "text", "path", "list", "object"]
+Kind = Literal["bool", "int", "float", "text", "path", "list", "numbers", "object"]
 LIMITS = {"gt": "above {:g}", "ge": "of {:g} or more", "lt": "below {:g}", "le": "at most {:g}"}
 
 
@@ -111,6 +111,7 @@ class Option:
             "text": "a text",
             "path": "a path",
             "list": "a list of texts",
+            "numbers": "a list of numbers",
             "object": "an object, or key=value,key=value",
         }
         return " ".join([words[self.kind], " and ".join(LIMITS[name].format(limit) for name, limit in self.limits.items())]).strip()
@@ -180,7 +181,7 @@ def tidy(value: Any, option: Option) -> Any:
         return _whole(text)
     if option.kind == "path":
         return Path(text).expanduser()
-    if option.kind == "list":
+    if option.kind in ("list", "numbers"):
         return json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
     if option.kind == "object":
         return json.loads(text) if text.startswith("{") else text
@@ -230,6 +231,15 @@ def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
     for part in parts:
         if typing.get_origin(part) is Literal:
             return "text", typing.get_args(part), type(None) in parts
-    kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "text", Path: "path", list: "list", dict: "object"}
-    found = [kinds[typing.get_origin(part) or part] for part in parts or (annotation,) if part is not type(None)]
+    kinds: dict[Any, Kind] = {
+        bool: "bool",
+        int: "int",
+        float: "float",
+        str: "text",
+        Path: "path",
+        list[float]: "numbers",
+        list: "list",
+        dict: "object",
+    }
+    found = [kinds[part if part in kinds else typing.get_origin(part) or part] for part in parts or (annotation,) if part is not type(None)]
     return found[0], (), type(None) in parts

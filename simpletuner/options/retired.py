@@ -15,6 +15,8 @@ GONE: Mapping[str, str] = {
     "text encoders, VAE and denoiser are always loaded one after the other": (
         "enable_model_cpu_offload offload_during_startup fully_unload_text_encoder"
     ),
+    "every step of a noise schedule is trained, whatever the spacing": "training_scheduler_timestep_spacing",
+    "flow_custom_timesteps are drawn at random, each as often as it is listed": "flow_timesteps_mode",
     "it never had an effect": "use_soft_min_snr soft_min_snr_sigma_data",
     "caches are not compressed, so that they are read fast": "compress_disk_cache",
     "what is known of a dataset is kept, and checked against its files": "preserve_data_backend_cache skip_file_discovery",
@@ -54,12 +56,10 @@ LATER: Mapping[str, str] = {
         "pretrained_t5_model_name_or_path pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"
     ),
     "ControlNet": "controlnet controlnet_* control conditioning_*",
-    "further settings of epsilon and v prediction": (
-        "snr_weight training_scheduler_timestep_spacing inference_scheduler_timestep_spacing huber_schedule refiner_training* data_aesthetic_score"
-    ),
-    "further ways to draw noise levels": "flow_cubic_schedule_weights flow_custom_timesteps flow_timesteps_mode mixflow_*",
-    "Diff2Flow, scheduled sampling and distillation": "diff2flow_* scheduled_sampling_* distillation_* tread_* crepa_* layersync_*",
-    "options of other families": "flux_* t5_padding sd3_* slider_lora_target fuse_qkv_projections fused_qkv_projections unet_attention_slice",
+    "the aesthetic score of a refiner": "data_aesthetic_score",
+    "further ways to draw noise levels": "flow_cubic_schedule_weights mixflow_*",
+    "distillation and alignment": "distillation_* tread_* crepa_* layersync_*",
+    "options of other families": "t5_padding sd3_* slider_lora_target fuse_qkv_projections fused_qkv_projections unet_attention_slice",
     "further kinds of plain LoRA": "peft_lora_mode singlora_* lora_format init_lora_step init_lora_ema assistant_lora_* disable_assistant_lora",
     "further quantisers": "sdnq_* quantize_activations quantization_config",
     "optimizer offload": "optimizer_cpu_offload_method optimizer_offload_gradients optimizer_release_gradients fuse_optimizer prodigy_steps",

@@ -57,8 +57,8 @@ def _values(option: Option, choices: Mapping[str, Mapping[str, str]]) -> dict[st
     if option.kind in ("int", "float"):
         limits = {BOUNDS[name]: limit for name, limit in option.limits.items()}
         return {"type": ["integer" if option.kind == "int" else "number", "string", "null"], "pattern": NUMBER, **limits}
-    if option.kind == "list":
-        return {"type": ["array", "string", "null"], "items": {"type": "string"}}
+    if option.kind in ("list", "numbers"):
+        return {"type": ["array", "string", "null"], "items": {"type": "string" if option.kind == "list" else ["number", "string"]}}
     if option.kind == "object":
         return {"type": ["object", "string", "null"]}
     known = choices.get(option.choices_from or "")

@@ -17,7 +17,6 @@ from simpletuner import plugins
 from simpletuner.adapters.adapter import Adapter, Attached, Targets, kind_of
 from simpletuner.console import Console, duration
 from simpletuner.data.sampler import Sampler
-from simpletuner.diffusion.loss import loss_function
 from simpletuner.errors import ConfigError, choose
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import weight_dtype
@@ -35,8 +34,9 @@ from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.datasets import Datasets, find_datasets, total_steps
 from simpletuner.training.ema import Ema
 from simpletuner.training.evaluator import Evaluator
-from simpletuner.training.finish import call_arguments, finish, metadata_of
+from simpletuner.training.finish import call_arguments, finish, metadata_of, triggers_of
 from simpletuner.training.machine import start_accelerator
+from simpletuner.training.objective import loss_of, scheduled_sampling_of
 from simpletuner.training.prompts import Picture, pictures, prompts_to_show
 from simpletuner.training.resume import find, resume
 from simpletuner.training.run_folder import locked, make_writable, save_config, without_paths
@@ -75,7 +75,9 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
         with stop.deferred():
             result = finish(run.trainer, run.family, run.denoiser, loaded.config)
         if run.trainer.accelerator.is_main_process:
-            snippet = run.trainer.adapter.snippet(run.family.pipeline_class, run.family.source_name(), run.arguments, str(result.folder))
+            is_file = run.family.source.checkpoint is not None  # which no two lines of diffusers load as it was trained
+            base = run.family.source_name()
+            snippet = None if is_file else run.trainer.adapter.snippet(run.family.pipeline_class, base, run.arguments, str(result.folder))
             show_end(console, result.files, run.validator.grid, snippet, duration(time.monotonic() - began))
     return 0
 
@@ -125,7 +127,7 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
     make_writable(output_dir)
     if accelerator.is_main_process:
         held.enter_context(locked(output_dir))
-    for note in (*family.notes(), *optimizer_notes(config.optim)):
+    for note in (*family.notes(), *family.objective_notes(config.diffusion), *optimizer_notes(config.optim)):
         console.say(f"note: {note}")
     datasets = find_datasets(config, family, variables, console, accelerator)
     refuse_regularisation_of_full(adapter, datasets)
@@ -195,7 +197,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         state=TrainState(step=0, position=0, epoch=0, data_digest=loader.digest()),
         accelerator=accelerator,
         checkpoints=CheckpointFolder(output_dir, training.checkpoints_total_limit, console.warn),
-        metadata=metadata_of(config, family),
+        metadata=metadata_of(config, family, triggers_of(caches.datasets.plan)),
         write_extras=lambda folder: save_config(folder, config.flat()),
         validator=validator,
         evaluator=evaluator,
@@ -252,16 +254,18 @@ def evaluated_with(options: Validation, held_out: Sequence[str], console: Consol
 
 
 def build_step(config: TrainConfig, family: ModelFamily, denoiser: nn.Module, adapter: Adapter, accelerator: Accelerator) -> Step:
+    process = family.process(config.diffusion)
     return Step(
         family=family,
         denoiser=denoiser,
         adapter=adapter,
-        process=family.process(config.diffusion),
-        loss=loss_function(config.diffusion.loss_type, config.diffusion.huber_c),
+        process=process,
+        loss=loss_of(config.diffusion, process),
         device=accelerator.device,
         seed=config.training.seed,
         rank=accelerator.process_index,
         draws_latents=config.data.vae_latent_sampling == "fresh",
+        scheduled_sampling=scheduled_sampling_of(config.diffusion, family.objective),
     )
 
 
@@ -301,7 +305,8 @@ def build_family(config: TrainConfig) -> ModelFamily:
 
 def build_adapter(config: TrainConfig, family: ModelFamily) -> Adapter:
     kind = plugins.load("simpletuner.adapters.kinds", kind_of(config.adapters), Adapter)  # type: ignore[type-abstract]
-    return kind(config.adapters, Targets(family.class_aliases, family.lora_targets, family.denoiser_folder))
+    names = (family.denoiser_folder, family.original_layout, family.lora_target_sets)
+    return kind(config.adapters, Targets(family.class_aliases, family.lora_targets, *names))
 
 
 def load_denoiser(config: TrainConfig, family: ModelFamily, adapter: Adapter) -> nn.Module:

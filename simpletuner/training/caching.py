@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from simpletuner.console import Console
 from simpletuner.data.embeds import EmbedCache
 from simpletuner.data.index import Changes
 from simpletuner.data.latents import LatentCache
-from simpletuner.data.loader import Loader, prompts_of
+from simpletuner.data.loader import Loader
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
 from simpletuner.data.variation import Expansion, Variation, expand
@@ -29,6 +29,7 @@ from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.besides import Masks, besides_of, mask_caches, masks_of
 from simpletuner.training.datasets import Datasets, changes_of
 from simpletuner.training.long_captions import LongCaptions
+from simpletuner.training.text_places import TextPlaces
 from simpletuner.types import Sample
 
 
@@ -157,6 +158,71 @@ class Caches:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The caches of a run before anything is loaded or encoded: what is kept where, and under which key."""
+
+    config: TrainConfig
+    family: ModelFamily
+    places: TextPlaces
+    encoders: TextEncoders
+    embeds: EmbedCache
+    vae: Vae
+    stores: Mapping[str, Store]
+    """Where each dataset's latents and masks are kept, by dataset id; empty if nothing is."""
+    warn: Callable[[str], None]
+
+    def prompts(self, datasets: Datasets, shown: Sequence[str]) -> tuple[dict[str, Expansion], dict[str, str]]:
+        """What the captions of each dataset can become, and everything that a run can ask for, as `TextPlaces.assign` gives it.
+
+        Args:
+            shown: prompts of validation.
+        """
+        expansions = {dataset.id: expand(discovery.samples, dataset.variation) for dataset, discovery in datasets.found}
+        return expansions, self.places.assign(expansions, self.config.data.caption_dropout_probability, shown)
+
+    def latents(self, datasets: Datasets) -> LatentCache:
+        data = self.config.data
+        return LatentCache(
+            lambda sample: self.stores.get(sample.backend),
+            self.vae.encode,
+            self.vae.fingerprint(),
+            datasets.images(),
+            data.vae_batch_size,
+            warn=self.warn,
+            is_ondemand=data.vae_cache_ondemand,
+        )
+
+    def masks(self, datasets: Datasets) -> Masks:
+        return mask_caches(datasets, self.stores, self.family.vae_stride, warn=self.warn, is_ondemand=self.config.data.vae_cache_ondemand)
+
+    def take_over(self) -> None:
+        """Finish what killed runs left on this machine, as `finish` does."""
+        for store in (*self.places.stores, *self.stores.values()):
+            store.sweep()
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait until all that was made is where it belongs.
+
+        Raises:
+            DatasetError: a bucket does not take it.
+        """
+        for store in (*self.places.stores, *self.stores.values()):
+            store.close()
+
+
+def open_caches(config: TrainConfig, family: ModelFamily, datasets: Datasets, device: torch.device, warn: Callable[[str], None]) -> Opened:
+    """Settle what a run caches and under which keys, whether to fill the caches or to ask what is used of them."""
+    memo_folder = Path(config.data.cache_dir)
+    places = TextPlaces(datasets.plan)
+    encoders = TextEncoders(family, config.memory, device, memo_folder)
+    embeds = EmbedCache(places.of, encoders.encode, encoders.fingerprint(), config.data.text_encoder_batch_size, warn=warn)
+    vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable)
+    stores = {} if config.data.vae_cache_disable else datasets.stores()
+    return Opened(config, family, places, encoders, embeds, vae, stores, warn)
+
+
 def fill_caches(
     config: TrainConfig, family: ModelFamily, datasets: Datasets, shown: Sequence[str], console: Console, accelerator: Accelerator
 ) -> Caches:
@@ -165,19 +231,15 @@ def fill_caches(
     Args:
         shown: prompts of validation, encoded along with the captions.
     """
-    memo_folder, device = Path(config.data.cache_dir), accelerator.device
-    encoders = TextEncoders(family, config.memory, device, memo_folder)
-    store = Store(datasets.plan.text_cache_dir)
-    fingerprint = encoders.fingerprint()
-    embeds = EmbedCache(store, encoders.encode, fingerprint, config.data.text_encoder_batch_size, warn=console.warn)
-    long_captions = LongCaptions(memo_folder, fingerprint, family.text_tokens)
+    opened = open_caches(config, family, datasets, accelerator.device, console.warn)
+    long_captions = LongCaptions(Path(config.data.cache_dir), opened.encoders.fingerprint(), family.text_tokens)
+    if accelerator.is_local_main_process:
+        opened.take_over()
+    accelerator.wait_for_everyone()  # or machines would not miss the same, and their shares would not add up
 
     def encode_captions(datasets: Datasets) -> dict[str, Expansion]:
-        expansions = {dataset.id: expand(discovery.samples, dataset.variation) for dataset, discovery in datasets.found}
-        prompts = prompts_of(expansions.values(), config.data.caption_dropout_probability)
-        for text in shown:
-            prompts.setdefault(text, text)
-        fill_text(embeds, encoders, family, prompts, long_captions, console, accelerator)
+        expansions, prompts = opened.prompts(datasets, shown)
+        fill_text(opened.embeds, opened.encoders, family, prompts, long_captions, console, accelerator)
         return expansions
 
     expansions = encode_captions(datasets)
@@ -185,24 +247,7 @@ def fill_caches(
         for note in expansion.notes:
             console.say(f"note: dataset {name!r}: {note}")
 
-    vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable)
-    stores = {} if config.data.vae_cache_disable else datasets.stores()
-
-    def cache_of(datasets: Datasets) -> LatentCache:
-        return LatentCache(
-            lambda sample: stores.get(sample.backend),
-            vae.encode,
-            vae.fingerprint(),
-            datasets.images(),
-            config.data.vae_batch_size,
-            warn=console.warn,
-            is_ondemand=config.data.vae_cache_ondemand,
-        )
-
-    def masks_for(datasets: Datasets) -> Masks:
-        return mask_caches(datasets, stores, family.vae_stride, warn=console.warn, is_ondemand=config.data.vae_cache_ondemand)
-
-    latents, masks = cache_of(datasets), masks_for(datasets)
+    vae, latents, masks = opened.vae, opened.latents(datasets), opened.masks(datasets)
     if config.data.vae_cache_disable or config.data.vae_cache_ondemand:
         missing = latents.missing(datasets.crops())
         say_changes(datasets, missing, console)
@@ -211,12 +256,14 @@ def fill_caches(
     else:
         while fill_latents(latents, masks, datasets, console, accelerator):
             datasets = datasets.looked_at_again(family, console, accelerator)
-            latents, masks = cache_of(datasets), masks_for(datasets)
+            latents, masks = opened.latents(datasets), opened.masks(datasets)
             vae.release()  # captions of images that now take the place of damaged ones may be new
             expansions = encode_captions(datasets)
         vae.release()
+    opened.finish()
     versions = {name: expansion.count for name, expansion in expansions.items()}
-    return Caches(config, datasets, embeds, latents, masks, vae, device.type == "cuda", datasets.variations(), versions)
+    is_pinned = accelerator.device.type == "cuda"
+    return Caches(config, datasets, opened.embeds, latents, masks, vae, is_pinned, datasets.variations(), versions)
 
 
 def fill_text(

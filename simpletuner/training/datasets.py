@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +20,12 @@ from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.images import read_pixels
 from simpletuner.data.index import Changes
 from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
-from simpletuner.data.sampler import Sampler
+from simpletuner.data.sampler import Sampler, total_steps
 from simpletuner.data.store import Store
 from simpletuner.data.variation import Variation
 from simpletuner.errors import ConfigError, DatasetError
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.options.training import Training
 from simpletuner.training.summary import DatasetFacts
 from simpletuner.types import Geometry, Sample
 
@@ -107,10 +105,8 @@ class Datasets:
 
     def stores(self) -> Mapping[str, Store]:
         """Where each dataset's latents are kept, by dataset id."""
-        folders = {dataset.id: dataset.cache_dir_vae for dataset in self.plan.pictures} | {
-            one.id: one.cache_dir_vae for one in self.plan.conditioning
-        }
-        return {name: Store(folder) for name, folder in folders.items()}
+        pictures = {dataset.id: Store(dataset.latents_place) for dataset in self.plan.pictures}
+        return pictures | {one.id: Store(one.latents_place) for one in self.plan.conditioning}
 
     def variations(self) -> Mapping[str, Variation]:
         """The versions of captions, of each dataset that has them."""
@@ -157,26 +153,6 @@ class Datasets:
             )
             for (dataset, discovery), group in zip(self.trained, self.groups())
         ]
-
-
-def total_steps(training: Training, sampler: Sampler) -> int:
-    """Optimizer steps of the run.
-
-    Raises:
-        ConfigError: at some step of it no dataset takes part.
-    """
-    per_step, end = sampler.batches_per_step, sampler.end
-    epochs = training.num_train_epochs or 1
-    total = training.max_train_steps or math.ceil(sum(sampler.batches_per_epoch(epoch) for epoch in range(epochs)) / per_step)
-    if end is None or end >= total * per_step:
-        return total
-    epoch, _ = sampler.locate(end)
-    if not training.max_train_steps and epoch >= epochs and end >= per_step:
-        return end // per_step  # what is left over fills no step, and no epoch follows to fill it up
-    raise ConfigError(
-        f"no dataset takes part from step {end // per_step + 1} on, in epoch {epoch + 1}; the run has {total} steps",
-        hint="Look at start_epoch, end_epoch, start_step and end_step: at every step at least one dataset must take part.",
-    )
 
 
 def changes_of(discovery: Discovery) -> str:

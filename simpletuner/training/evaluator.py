@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -141,8 +141,11 @@ class Evaluator:
         latents = step.family.scale_latents(batch.latents["mean"].float())  # (B, C, h, w)
         noise = torch.stack([noise_of(batch.samples[0], time, latents.shape[1:]) for time in times])
         noised = step.process.add_noise(latents.to(device), noise.to(device), torch.tensor(times, device=device))
+        guidance = step.process.draw_guidance(len(times), torch.Generator().manual_seed(0))
+        if guidance is not None:
+            noised = replace(noised, guidance=guidance.to(device))
         with self._autocast():
-            prediction = step.family.predict(step.denoiser, noised, batch)
+            prediction = step.predict(noised, batch)
         losses: list[float] = (prediction.float() - noised.target.float()).square().flatten(1).mean(1).tolist()
         return losses
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +14,58 @@ from torch import nn
 
 from simpletuner import __version__
 from simpletuner.adapters.adapter import ADAPTER_FILE
+from simpletuner.data.plan import DataPlan
+from simpletuner.diffusion.denoising import Denoising
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.prompts import named_prompts, parse_size
 from simpletuner.training.run_folder import save_config, without_paths
 from simpletuner.training.trainer import Trainer
 
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+"""What diffusers calls what a model predicts, to the model specification's word."""
 
-def metadata_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
-    """What an adapter file tells of where it comes from; no absolute paths."""
+
+def metadata_of(config: TrainConfig, family: ModelFamily, triggers: Sequence[str] = ()) -> dict[str, str]:
+    """What an adapter file tells of where it comes from; no absolute paths, and no captions but what was one for all images.
+
+    Besides our own words, those of the model specification 1.0.1 of Stability AI, which user interfaces show, and those of kohya's
+    scripts by which other tools tell what an adapter is for.
+
+    Args:
+        triggers: captions of whole datasets.
+    """
+    name = config.models.model_family
+    base, size = str(without_paths(family.source_name())), edge_px(config)
+    phrases = list(dict.fromkeys(phrase for phrase in (*triggers, config.data.instance_prompt) if phrase))
+    process = family.process(config.diffusion)
     return {
         "software": f"SimpleTuner {__version__}",
-        "model_family": config.models.model_family,
-        "base_model": str(without_paths(family.source_name())),
+        "model_family": name,
+        "base_model": base,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.modelspec_architecture or name}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": Path(config.training.output_dir).name or name,
+        "modelspec.resolution": f"{size}x{size}",
+        **({"modelspec.prediction_type": PREDICTIONS[process.prediction]} if isinstance(process, Denoising) else {}),
+        **({"modelspec.trigger_phrase": ", ".join(phrases)} if phrases else {}),
+        "ss_base_model_version": family.kohya_base or name,
+        "ss_sd_model_name": base,
+        "ss_resolution": f"({size}, {size})",
     }
+
+
+def triggers_of(plan: DataPlan) -> list[str]:
+    """The captions that whole datasets share, but for those that show what is not to be learned."""
+    return [prompt for dataset in plan.datasets if not dataset.is_regularisation for prompt in dataset.captions.instance_prompts]
+
+
+def edge_px(config: TrainConfig) -> int:
+    """A side of the square of as many pixels as the pictures that were trained on."""
+    if config.data.resolution_type == "area":  # megapixels
+        return round(math.sqrt(config.data.resolution * 1e6))
+    return round(config.data.resolution)
 
 
 @dataclass(frozen=True, slots=True)

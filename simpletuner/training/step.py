@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from simpletuner.adapters.adapter import Adapter
 from simpletuner.diffusion.loss import Loss
 from simpletuner.diffusion.process import Process
+from simpletuner.diffusion.rollout import ScheduledSampling, roll_out
 from simpletuner.models.family import ModelFamily
 from simpletuner.randomness import seed_from
 from simpletuner.types import Batch, Noised
@@ -48,6 +49,8 @@ class Step:
     rank: int
     draws_latents: bool
     """A fresh latent from the cached posterior each time; its mean otherwise."""
+    scheduled_sampling: ScheduledSampling | None = None
+    """Which samples the model itself brings to the time at which they are trained."""
 
     def losses(self, batch: Batch, step: int, micro_step: int) -> Tensor:
         """Train on one batch as far as its losses.
@@ -63,12 +66,16 @@ class Step:
         torch.manual_seed(seed_from("dropout", self.seed, step, self.rank, micro_step))
         noised = self.noise(batch, step, micro_step)
         target = self._parent_prediction(noised, batch) if batch.is_regularisation else noised.target
-        prediction = self.family.predict(self.denoiser, noised, batch)
-        losses = self.loss(prediction, target, noised.time, self._mask(batch, target))
+        prediction = self.predict(noised, batch)
+        mask, sampling = self._mask(batch, target), self.scheduled_sampling
+        if noised.drift is not None and sampling is not None and sampling.reflex is not None:
+            losses = sampling.reflex(self.loss, prediction, noised, mask)
+        else:
+            losses = self.loss(prediction, target, noised.time, mask)
         return losses if noised.weight is None else losses * noised.weight
 
     def noise(self, batch: Batch, step: int, micro_step: int) -> Noised:
-        """Draw latents, time and noise for a batch, in that order, from one CPU generator."""
+        """Draw latents, time and noise for a batch, in that order, from one CPU generator; and bring some samples there by the model itself."""
         generator = torch.Generator().manual_seed(seed_from("noise", self.seed, step, self.rank, micro_step))
         raw = batch.latents["mean"]
         if self.draws_latents:
@@ -76,8 +83,43 @@ class Step:
         latents = self.family.scale_latents(raw.float())  # (B, C, h, w)
         time = self.process.sample_time(len(batch.samples), self.family.tokens(latents), generator)
         noise, mixed = self.process.draw_noise(latents.shape, step, generator)
+        guidance = self.process.draw_guidance(len(batch.samples), generator)
+        way = self._way(time, batch, step, micro_step)
         latents, noise, time = (tensor.to(self.device, non_blocking=True) for tensor in (latents, noise, time))
-        return self.process.add_noise(latents, noise, time, None if mixed is None else mixed.to(self.device, non_blocking=True))
+        mixed, guidance, way = (None if some is None else some.to(self.device, non_blocking=True) for some in (mixed, guidance, way))
+
+        def at(time: Tensor) -> Noised:
+            noised = self.process.add_noise(latents, noise, time, mixed)
+            return noised if guidance is None else replace(noised, guidance=guidance)
+
+        noised = at(time)
+        if way is None:
+            return noised
+        rolled = self._roll_out(at(way[0]), way, batch)
+        return replace(noised, latents=rolled, drift=rolled - noised.latents)
+
+    def _way(self, time: Tensor, batch: Batch, step: int, micro_step: int) -> Tensor | None:
+        """The times of a rollout, (K + 1, B). Regularisation pictures keep the model as it was, from latents as they were."""
+        if self.scheduled_sampling is None or batch.is_regularisation:
+            return None
+        generator = torch.Generator().manual_seed(seed_from("rollout", self.seed, step, self.rank, micro_step))
+        return self.scheduled_sampling.way(time, step, self.process, generator)
+
+    @torch.no_grad()
+    def _roll_out(self, start: Noised, way: Tensor, batch: Batch) -> Tensor:
+        """Latents as the model makes them on a way, without dropouts."""
+        assert self.scheduled_sampling is not None
+        with resting(self.denoiser, self.adapter):
+            return roll_out(self.process, lambda noised: self._answer(noised, batch), start, way, self.scheduled_sampling.order)
+
+    def _answer(self, noised: Noised, batch: Batch) -> Tensor:
+        """What the denoiser says, (B, C, h, w)."""
+        self.adapter.at_time(noised.time)
+        return self.family.predict(self.denoiser, noised, batch)
+
+    def predict(self, noised: Noised, batch: Batch) -> Tensor:
+        """What the denoiser says, in the form of `noised.target`."""
+        return self.process.answer(self._answer(noised, batch), noised)
 
     def _mask(self, batch: Batch, target: Tensor) -> Tensor | None:
         """How much each place counts, (B, 1, h, w) as the target (B, C, h, w) has it; None is all alike."""
@@ -92,7 +134,7 @@ class Step:
         self.adapter.set_strength(0.0)
         self.adapter.train(False)
         try:
-            return self.family.predict(self.denoiser, noised, batch)
+            return self.predict(noised, batch)
         finally:
             self.adapter.set_strength(1.0)
             self.adapter.train(True)

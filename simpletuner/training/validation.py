@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from simpletuner.adapters.adapter import Adapter
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.validation import Validation
+from simpletuner.training.clock import Clock, clocked
 from simpletuner.training.prompts import Picture
 from simpletuner.training.step import resting
 
@@ -79,24 +81,28 @@ class Renderer:
 
     def _render_one(self, pipeline: Callable[..., object], picture: Picture) -> Image.Image:
         inputs = self.family.pipeline_inputs(self._batched(picture.prompt), self._batched(picture.negative_prompt))
-        result = pipeline(
-            **inputs,
-            width=picture.size.width,
-            height=picture.size.height,
-            num_inference_steps=self.options.validation_num_inference_steps,
-            guidance_scale=self.options.validation_guidance,
-            generator=torch.Generator().manual_seed(picture.seed),
-            callback_on_step_end=self._after_sampling_step,
-        )
+        with clocked(pipeline, self.denoiser, self.adapter) as clock:
+            result = pipeline(
+                **inputs,
+                width=picture.size.width,
+                height=picture.size.height,
+                num_inference_steps=self.options.validation_num_inference_steps,
+                guidance_scale=self.options.validation_guidance,
+                generator=torch.Generator().manual_seed(picture.seed),
+                callback_on_step_end=partial(self._after_sampling_step, clock),
+            )
         return result.images[0]  # type: ignore[attr-defined]
 
-    def _after_sampling_step(self, pipeline: object, index: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+    def _after_sampling_step(self, clock: Clock, pipeline: object, index: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
         if self.is_stopped():
             raise Interrupted
+        clock.after_step(index)
         return tensors
 
     def _batched(self, prompt: str) -> dict[str, Tensor]:
-        return {name: value[None].to(self.device) for name, value in self.text(prompt).items()}
+        """Embeddings in the denoiser's precision, which is another than the text encoders' where all weights are trained."""
+        dtype = next(self.denoiser.parameters()).dtype
+        return {name: value[None].to(self.device, dtype if value.is_floating_point() else None) for name, value in self.text(prompt).items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,7 @@ def test_every_problem_is_said_at_once_with_the_nearest_spelling():
     ("content", "said"),
     [
         ({"algo": "lokkr"}, "did you mean 'lokr'"),
-        ({"algo": "full"}, "model_type"),
-        ({"algo": "ia3"}, "cannot load"),
-        ({"algo": "tlora", "linear_dim": 16}, "not supported"),
+        ({"algo": "dylora", "linear_dim": 6}, "multiple of block_size 4"),
         ({"use_scalar": True}, "continued exactly"),
         ({"algo": "lokr", "unbalanced_factorization": True}, "cannot load"),
         ({"algo": "lokr", "bypass_mode": True, "weight_decompose": True}, "choose one"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -27,7 +29,10 @@ def test_the_library_reads_what_was_written(tmp_path):
     for name, value in tensors.items():
         assert found[name].dtype == value.dtype and torch.equal(found[name], value)
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
-        assert file.metadata() == {"said": "zwölf", "format": "pt"}
+        metadata = file.metadata()
+    content = (tmp_path / "adapter.safetensors").read_bytes()
+    digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    assert metadata == {"said": "zwölf", "format": "pt", "modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):

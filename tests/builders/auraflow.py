@@ -14,8 +14,12 @@ TEXT_WIDTH = 32
 SCALING_FACTOR = 0.5
 
 
-def build_tiny_auraflow(folder: Path, seed: int = 0) -> Path:
+def build_tiny_auraflow(folder: Path, seed: int = 0, patch_size: int = 2, positions: int = 64) -> Path:
     """Write a pipeline of random weights into `folder` and give the folder back.
+
+    Args:
+        patch_size: latent pixels to a token, along a side.
+        positions: tokens of the largest square picture.
 
     Transformer of some 50k parameters (one joint and one single block, patch 2, an 8 x 8 grid of positions), VAE with 4 latent
     channels and stride 4, UMT5 encoder of width 32, one token a character. Pictures may be up to 64 x 64 pixels, in steps of 8.
@@ -28,17 +32,17 @@ def build_tiny_auraflow(folder: Path, seed: int = 0) -> Path:
             tokenizer=tokenizer,
             text_encoder=build_text_encoder(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id),
             vae=build_vae(),
-            transformer=build_transformer(),
+            transformer=build_transformer(patch_size, positions),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
         )
     pipeline.save_pretrained(folder)
     return folder
 
 
-def build_transformer() -> AuraFlowTransformer2DModel:
+def build_transformer(patch_size: int = 2, positions: int = 64) -> AuraFlowTransformer2DModel:
     return AuraFlowTransformer2DModel(
         sample_size=16,
-        patch_size=2,
+        patch_size=patch_size,
         in_channels=4,
         out_channels=4,
         num_mmdit_layers=1,
@@ -47,7 +51,7 @@ def build_transformer() -> AuraFlowTransformer2DModel:
         num_attention_heads=2,
         joint_attention_dim=TEXT_WIDTH,
         caption_projection_dim=16,
-        pos_embed_max_size=64,
+        pos_embed_max_size=positions,
     ).eval()
 
 

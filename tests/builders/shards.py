@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from simpletuner.data.cache_tools import cache_folders
-from simpletuner.data.shards import OPEN, SEALED, Place, look_up
-from simpletuner.data.shelf import Shelf
+from simpletuner.data.shards import Place, look_up
+from simpletuner.data.shelf import OPEN, SEALED, Shelf
 from simpletuner.data.store import DamagedEntry, Store, key_of
 
 

@@ -58,7 +58,9 @@ def test_a_survey_counts_entries_by_what_made_them(tmp_path):
     fill(tmp_path / "vae", range(20, 23), vae="b" * 32)
     Store(tmp_path / "text").put(key(1), row(1), {"kind": "text", "prompt": "a cat", "encoders": "c" * 32})
 
-    held = {(one.folder.name, one.about.get("vae"), one.about["kind"]): one for folder in cache_folders([tmp_path]) for one in survey(folder)}
+    held = {
+        (Path(str(one.place)).name, one.about.get("vae"), one.about["kind"]): one for folder in cache_folders([tmp_path]) for one in survey(folder)
+    }
 
     counts = {what: one.entries for what, one in held.items()}
     assert counts == {("vae", "a" * 32, "latents"): 9, ("vae", "b" * 32, "latents"): 3, ("text", None, "text"): 1}
@@ -170,6 +172,22 @@ def test_a_folder_of_which_nothing_is_used_is_left_alone(tmp_path):
     unused = find_unused(take_stock(tmp_path), {key(99)}, None)
 
     assert unused.is_foreign and unused.places == () and unused.kept == 5
+
+
+@pytest.mark.parametrize("older_goes", [False, True], ids=["both files go", "the older file goes"])
+def test_the_only_whole_one_of_two_copies_is_kept(tmp_path, monkeypatch, older_goes):
+    monkeypatch.setattr(cache_tools, "SMALL_SHARD", 0)
+    fill(tmp_path, range(10))
+    [older] = shards_in(tmp_path)
+    fill(tmp_path, range(20))
+    [newer] = [path for path in shards_in(tmp_path) if path != older]
+    place = places_in(newer)[key(3)]
+    flip(newer, place.offset + place.length - 1)
+    assert check(tmp_path, take_stock(tmp_path), lambda count: None) == ([], {})
+
+    rewrite(tmp_path, take_stock(tmp_path), [older.name] if older_goes else [older.name, newer.name], lambda count: None)
+
+    assert not older.exists() and is_all_there(tmp_path, range(20))
 
 
 def test_whoever_reads_meanwhile_finds_every_entry(tmp_path):

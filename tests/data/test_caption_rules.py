@@ -60,9 +60,7 @@ def test_filters_come_from_the_entry_that_a_dataset_uses(plan_of):
     plan = plan_of(HERE, {**HERE, "id": "two", "text_embeds": "more"}, first, second)
 
     assert [[one.written for one in dataset.variation.filters] for dataset in plan.datasets] == [["cat"], ["s/a/b/"]]
-    assert plan.notes == (
-        "text embeddings of all datasets are cached under 'texts'; without effect: 'more' (except for the caption_filter_list of 'more')",
-    )
+    assert plan.notes == ()
 
 
 def test_a_filter_list_that_no_dataset_uses_is_said(plan_of):

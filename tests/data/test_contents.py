@@ -22,6 +22,7 @@ from simpletuner.data.latents import LatentCache
 from simpletuner.data.store import Store
 from simpletuner.errors import DatasetError
 from simpletuner.types import Size
+from tests.builders.shards import damage_entries
 
 INDEX = Path("cache/index")
 
@@ -241,6 +242,21 @@ def test_on_demand_what_is_there_is_not_encoded_when_the_index_was_lost(save_lar
     [row] = latents.read_batch(lazy.found.samples)
 
     assert row is not None and lazy.encoded == 0
+
+
+def test_on_demand_a_damaged_entry_of_an_image_that_was_never_read_is_made_again(save_large, start):
+    save_large("a.png")
+    save_large("b.png", 1)
+    start().fill()
+    (INDEX / "set.sqlite").unlink()
+    damage_entries(Path("latents"))
+    lazy, said = start(), []
+    latents = LatentCache(Store(Path("latents")), lazy.encode, "vae", lazy.images, 2, warn=said.append, is_ondemand=True)
+
+    rows = latents.read_batch(lazy.found.samples)
+
+    assert all(row is not None for row in rows) and lazy.encoded == 2
+    assert len(said) == 2 and all("are damaged and are made again" in line for line in said)
 
 
 def test_a_place_that_knows_sizes_is_not_read_at_all_until_latents_are_made(save_large, dataset_of, console, monkeypatch):

@@ -57,6 +57,21 @@ def test_what_is_read_is_what_the_encoders_answer_without_a_batch_axis(tmp_path)
         assert same(row, {name: tensor[0] for name, tensor in encoder([prompt]).items()})
 
 
+def test_a_prompt_is_kept_in_every_cache_that_it_belongs_to_and_read_from_any(tmp_path):
+    stores = {name: Store(tmp_path / name) for name in ("cats", "dogs")}
+    belong = {"a cat": ("cats",), "a dog": ("dogs",), "a pet": ("cats", "dogs")}
+    encoder = Encoder()
+    embeds = EmbedCache(lambda prompt: [stores[name] for name in belong[prompt]], encoder, "t5", 2, warn=pytest.fail)
+
+    embeds.fill(belong)
+
+    assert sorted(encoder.asked) == sorted(belong) and embeds.missing(belong) == []
+    assert {name: len(store.keys()) for name, store in stores.items()} == {"cats": 2, "dogs": 2}
+    stores["cats"].remove(embeds.key("a pet"))
+    assert embeds.missing(belong) == ["a pet"] and same(embeds.read("a pet"), embeds.read("a pet"))
+    assert len(encoder.asked) == 3
+
+
 def test_each_prompt_is_encoded_once_however_often_it_is_asked_for(tmp_path):
     encoder = Encoder()
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from simpletuner.data.geometry import AspectChoice, GeometryRule, Measure, Unit, cover, fit, refusal
+from simpletuner.data.geometry import AspectChoice, Face, GeometryRule, Measure, Unit, cover, fit, refusal
 from simpletuner.types import Crop, Geometry, Size
 
 SIDES = st.integers(1, 12000)
@@ -28,12 +29,20 @@ def rules(draw):
         alignment_px=draw(STEPS),
         aspect_decimals=draw(st.integers(1, 9)),
         is_cropped=draw(st.booleans()),
-        crop_style=draw(st.sampled_from(["center", "random", "corner"])),
+        crop_style=draw(st.sampled_from(["center", "random", "corner", "face"])),
         crop_aspect=draw(st.sampled_from(["square", "preserve", "closest", "random"])),
         choices=CHOICES,
         maximum=maximum,
         target=None if maximum is None else draw(MEASURES),
     )
+
+
+@st.composite
+def faces(draw):
+    """The upright size of an image, and a face in it."""
+    original = draw(SIZES)
+    left, top = draw(st.integers(0, original.width - 1)), draw(st.integers(0, original.height - 1))
+    return original, Face(left, top, draw(st.integers(1, original.width - left)), draw(st.integers(1, original.height - top)))
 
 
 def rule(value: float = 1024, unit: Unit = "pixel_area", step: int = 64, **others: Any) -> GeometryRule:
@@ -81,7 +90,7 @@ def test_portrait_and_landscape_mirror_each_other(original, of, seed):
 
     assert other.resized == flipped(one.resized)
     assert other.bucket == flipped(one.bucket)
-    if of.crop_style != "random":
+    if of.crop_style not in ("random", "face"):
         assert (other.crop.left, other.crop.top) == (one.crop.top, one.crop.left)
 
 
@@ -194,6 +203,55 @@ def test_random_crops_reach_every_place_and_nothing_else():
 
     assert set(lefts) == {0, 1, 2, 3}
     assert min(lefts.values()) > 60
+
+
+@given(faces(), rules(), SEEDS)
+def test_a_window_around_a_face_lies_inside_and_has_the_face_in_its_middle_or_touches_the_edge(pictured, of, seed):
+    original, face = pictured
+    geometry = fit(original, replace(of, is_cropped=True, crop_style="face"), seed, face)
+
+    crop, resized = geometry.crop, geometry.resized
+    assert 0 <= crop.left <= resized.width - crop.width and 0 <= crop.top <= resized.height - crop.height
+    off = Fraction((2 * face.left + face.width) * resized.width, 2 * original.width) - crop.left - Fraction(crop.width, 2)
+    assert abs(off) <= Fraction(1, 2) or (off < 0 and crop.left == 0) or (off > 0 and crop.left == resized.width - crop.width)
+
+
+@given(faces(), rules(), SEEDS)
+def test_only_the_place_of_the_crop_follows_the_face(pictured, of, seed):
+    original, face = pictured
+    of = replace(of, crop_style="face")
+
+    one, other = fit(original, of, seed, face), fit(original, of, seed)
+
+    assert (one.resized, one.bucket) == (other.resized, other.bucket)
+
+
+@given(faces(), rules(), SEEDS)
+def test_a_mirrored_face_mirrors_the_window_and_a_turned_one_turns_it(pictured, of, seed):
+    original, face = pictured
+    of = replace(of, crop_style="face", crop_aspect="preserve")
+    mirrored = replace(face, left=original.width - face.left - face.width)
+    turned = Face(face.top, face.left, face.height, face.width)
+
+    one, left_right, on_its_side = fit(original, of, seed, face), fit(original, of, seed, mirrored), fit(flipped(original), of, seed, turned)
+
+    # To the pixel, unless the middle of the face lies between two.
+    assert abs(one.crop.left + left_right.crop.left - (one.resized.width - one.bucket.width)) <= 1
+    assert left_right.crop.top == one.crop.top
+    assert (on_its_side.crop.left, on_its_side.crop.top) == (one.crop.top, one.crop.left)
+
+
+@given(SIZES, rules(), SEEDS)
+def test_without_a_face_the_crop_lies_where_a_random_one_does(original, of, seed):
+    assert fit(original, replace(of, crop_style="face"), seed) == fit(original, replace(of, crop_style="random"), seed)
+
+
+def test_a_face_is_in_the_middle_of_the_window_where_the_image_reaches_so_far():
+    of = cropped(value=512, crop_style="face", crop_aspect="square")
+
+    assert fit(Size(3000, 1000), of, 0, Face(1000, 200, 400, 400)).crop == Crop(358, 0, 512, 512)  # 1200 of 3000 is 614.4 of 1536
+    assert fit(Size(3000, 1000), of, 0, Face(0, 0, 200, 200)).crop == Crop(0, 0, 512, 512)
+    assert fit(Size(3000, 1000), of, 0, Face(2900, 0, 100, 100)).crop == Crop(1024, 0, 512, 512)
 
 
 def test_the_closest_aspect_is_as_many_times_wider_as_another_is_narrower():

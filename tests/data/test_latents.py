@@ -175,13 +175,15 @@ def test_with_a_batch_size_of_one_nothing_is_encoded_twice(tmp_path):
 
 
 def test_on_demand_entries_are_made_at_the_first_reading_and_kept(tmp_path):
-    vae = Vae()
+    vae, synced = Vae(), list[int]()
     latents = cache(Store(tmp_path), vae, is_ondemand=True)
 
-    first = latents.read_batch([sample(0), sample(1)])
-    second = latents.read_batch([sample(0), sample(1)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+        first = latents.read_batch([sample(0), sample(1), sample(2)])
+    second = latents.read_batch([sample(0), sample(1), sample(2)])
 
-    assert vae.batches == [2]
+    assert vae.batches == [3] and len(synced) <= 2  # the folder, and all entries of the batch together
     assert all(map(same, first, second))
 
 

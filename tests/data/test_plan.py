@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from simpletuner.data.backends.local import LocalOptions
+from simpletuner.data.cache_entries import BucketTextEmbedsOptions
+from simpletuner.data.cache_place import LocalPlace
 from simpletuner.data.captions import CaptionRule
 from simpletuner.data.geometry import GeometryRule, Measure
-from simpletuner.data.plan import TextEmbedsOptions, load_plan
+from simpletuner.data.plan import load_plan
 from simpletuner.data.window import Window
 from simpletuner.errors import ConfigError, DatasetError
 from simpletuner.options.data import Data
@@ -82,8 +84,8 @@ def test_the_auraflow_quickstart_loads_as_it_stands(workplace):
     assert (plain.is_regularisation, plain.repeats) == (True, 0)
     assert subject.captions == CaptionRule("instanceprompt", ("the name of your subject goes here",))
     assert (subject.is_regularisation, subject.repeats) == (False, 1000)
-    assert subject.cache_dir_vae == Path("cache/vae/auraflow/dreambooth-subject")
-    assert plan.text_cache_dir == Path("cache/text/auraflow")
+    assert subject.latents_place == LocalPlace(Path("cache/vae/auraflow/dreambooth-subject"))
+    assert plan.text_place == LocalPlace(Path("cache/text/auraflow"))
     assert [note.split(" without effect")[0] for note in plan.notes] == ["dataset 'dreambooth-subject': maximum_image_size, target_downsample_size"]
 
 
@@ -145,7 +147,7 @@ def test_what_an_entry_leaves_open_is_taken_from_config_json(plan_of):
 
     assert dataset.geometry == GeometryRule(Measure(512, "pixel"), 16, 2, False, minimum=Measure(256, "pixel"))
     assert dataset.captions == CaptionRule("textfile", ("sks",), prepends_prompt=True)
-    assert dataset.cache_dir_vae == Path("kept/vae/auraflow/set")
+    assert dataset.latents_place == LocalPlace(Path("kept/vae/auraflow/set"))
 
 
 def test_sizes_from_config_json_keep_their_unit_in_a_dataset_of_another(plan_of):
@@ -175,7 +177,7 @@ def test_placeholders_are_filled_in(plan_of, workplace, monkeypatch):
     )
 
     assert plan.datasets[0].open().place == "pictures/set"
-    assert plan.datasets[0].cache_dir_vae == Path("output/auraflow/set")
+    assert plan.datasets[0].latents_place == LocalPlace(Path("output/auraflow/set"))
     assert plan.datasets[1].open().place == "pictures/set"
     assert plan.datasets[1].captions.instance_prompts == ("{a|b} {mood}",)
 
@@ -190,11 +192,11 @@ def test_a_placeholder_without_a_value_is_a_problem(plan_of, monkeypatch):
 
 
 def test_text_embeddings_go_where_the_default_entry_says(plan_of):
-    assert plan_of(HERE).text_cache_dir == Path("cache/text/auraflow")
-    assert plan_of(HERE, TEXTS).text_cache_dir == Path("cache/text")
+    assert plan_of(HERE).text_place == LocalPlace(Path("cache/text/auraflow"))
+    assert plan_of(HERE, TEXTS).text_place == LocalPlace(Path("cache/text"))
     plan = plan_of(HERE, {**TEXTS, "id": "other", "cache_dir": "other"}, {**TEXTS, "default": True})
-    assert plan.text_cache_dir == Path("cache/text")
-    assert plan.notes == ("text embeddings of all datasets are cached under 'texts'; without effect: 'other'",)
+    assert plan.text_place == plan.datasets[0].text_place == LocalPlace(Path("cache/text"))
+    assert plan.notes == ("dataset 'other': without effect: no dataset names it in text_embeds",)
 
 
 def test_disabled_entries_are_not_looked_at(plan_of):
@@ -215,7 +217,7 @@ def test_every_problem_is_reported_at_once(plan_of):
         {"instance_data_dir": "."},
         {"id": "six", "dataset_type": "imagee"},
         {"id": "seven", "dataset_type": "video"},
-        {"id": "eight", "instance_data_dir": ".", "crop_style": "face", "resolution_type": "pixels"},
+        {"id": "eight", "instance_data_dir": ".", "crop_style": "faces", "resolution_type": "pixels"},
         {"id": "nine"},
         {"id": "a/b", "instance_data_dir": "."},
     )
@@ -232,7 +234,7 @@ def test_every_problem_is_reported_at_once(plan_of):
         "entry 5: an 'id' is needed",
         "dataset 'six': dataset_type 'imagee'; did you mean 'image'?",
         "dataset 'seven': dataset_type 'video' is not available yet",
-        "dataset 'eight': crop_style is 'face', which is not available yet; use 'center', 'random' or 'corner'",
+        "dataset 'eight': crop_style is 'faces'; it must be 'center', 'random', 'corner' or 'face'",
         "dataset 'eight': resolution_type is 'pixels'; it must be 'pixel', 'area' or 'pixel_area'",
         "dataset 'nine': instance_data_dir is needed",
         "dataset 'a/b': an id is also a folder's name",
@@ -350,7 +352,7 @@ def test_nothing_is_said_of_settings_that_ask_for_nothing(plan_of):
 def test_every_key_is_in_the_manual():
     manual = DOCS.read_text(encoding="utf-8")
 
-    for key in (*LocalOptions.model_fields, *TextEmbedsOptions.model_fields):
+    for key in (*LocalOptions.model_fields, *BucketTextEmbedsOptions.model_fields):
         assert f"`{key}`" in manual, key
 
 

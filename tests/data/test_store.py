@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -42,6 +43,21 @@ def test_a_key_depends_on_every_part_and_its_type_but_not_on_their_order():
 
     assert len(keys) == 5
     assert key_of(a="1", b="2") == key_of(b="2", a="1") == hashlib.blake2b(b'{"a":"1","b":"2"}', digest_size=16).hexdigest()
+
+
+def test_the_use_of_a_shard_is_noted_again_when_a_day_has_passed(tmp_path, monkeypatch):
+    [key] = filled(tmp_path, 1)
+    [path] = shards_in(tmp_path)
+    store, day = Store(tmp_path), 86400
+    clock = time.monotonic()
+    noted = []
+    for hours in (0, 23, 25, 26):
+        monkeypatch.setattr(time, "monotonic", lambda at=clock + hours * 3600: at)
+        os.utime(path, (1e9, 1e9))
+        store.get(key)
+        noted.append(path.stat().st_mtime > time.time() - day)
+
+    assert noted == [True, False, True, False]
 
 
 def test_an_absent_entry_is_a_key_error(tmp_path):

@@ -173,3 +173,13 @@ def test_empty_windows_are_problems():
         "end_epoch 2 is before start_epoch 3",
         "end_step 5 is not after start_step 5",
     ]
+
+
+@unhurried
+@given(samplers(), st.integers(0, 120))
+def test_batches_before_a_position_are_counted_as_the_stream_has_them(sampler, position):
+    batches = stream(sampler)[:position]
+    counted = sampler.counts(len(batches))
+
+    assert {name: count for name, count in counted.items() if count} == Counter(batch.group for batch in batches)
+    assert set(counted) == set(lanes(sampler))

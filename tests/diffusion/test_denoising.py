@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from simpletuner.diffusion.denoising import Denoising, Offset, Perturbation, biased
+from simpletuner.diffusion.denoising import Denoising, Offset, Perturbation, biased, restricted
 
 SHAPE = (5, 4, 6, 8)
 STEPS = torch.tensor([0, 1, 400, 700, 999])
@@ -78,6 +78,72 @@ def test_min_snr_is_finite_where_the_schedule_ends_in_pure_noise(prediction):
     weight = process(scheduler(rescale_betas_zero_snr=True), prediction=prediction, snr_gamma=5.0).add_noise(latents, noise, STEPS / 1000).weight
 
     assert torch.isfinite(weight).all() and (weight >= 0).all()
+
+
+def test_snr_weight_multiplies_the_weights():
+    latents, noise = draw()
+    plain, doubled = (process(scheduler(), snr_gamma=5.0, snr_weight=weight).add_noise(latents, noise, STEPS / 1000).weight for weight in (1.0, 2.0))
+
+    assert torch.equal(doubled, 2 * plain)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_data_and_noise_are_found_again_in_a_perfect_answer(prediction):
+    latents, noise = draw()
+    made = process(scheduler(), prediction=prediction)
+    noised = made.add_noise(latents, noise, STEPS / 1000)
+
+    data, again = made.estimate(noised.latents.double(), noised.target, noised.time)
+
+    signal, spread = (part.double().view(-1, 1, 1, 1) for part in made.mix(noised.time))
+    # What float32 inputs lose is multiplied by what little there is of the one in the other.
+    assert ((data - latents).abs() * signal).max() < 1e-6
+    assert ((again - noise).abs() * spread).max() < 1e-6
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_diff2flow_measures_the_velocity_that_an_answer_amounts_to(prediction, zero_snr):
+    if zero_snr and prediction == "epsilon":
+        return
+    source = scheduler(rescale_betas_zero_snr=zero_snr)
+    latents, noise = draw()
+    answer = torch.randn(SHAPE, generator=generator(9))
+    made = process(source, prediction=prediction, learns_flow=True, snr_gamma=5.0)
+
+    noised = made.add_noise(latents, noise, STEPS / 1000)
+    ours = made.answer(answer, noised)
+
+    assert torch.equal(noised.target, noise - latents)
+    for b, step in enumerate(STEPS):
+        a = source.alphas_cumprod[step].double()
+        x, p, signal, spread = noised.latents[b].double(), answer[b].double(), a.sqrt(), (1 - a).sqrt()
+        if prediction == "epsilon":
+            data, eps = (x - spread * p) / signal, p
+        elif prediction == "v_prediction":
+            data, eps = signal * x - spread * p, spread * x + signal * p
+        else:
+            data, eps = p, (x - signal * p) / spread
+        assert relative(ours[b], eps - data) < 1e-6
+        snr = a / (1 - a)
+        assert float(noised.weight[b]) == pytest.approx(float(min(snr, 5.0) / (1 + snr.sqrt()) ** 2), rel=1e-5)
+
+
+def test_diff2flow_has_no_error_where_the_answer_is_perfect():
+    latents, noise = draw()
+    plain = process(scheduler()).add_noise(latents, noise, STEPS / 1000)
+    made = process(scheduler(), learns_flow=True)
+
+    noised = made.add_noise(latents, noise, STEPS / 1000)
+
+    assert torch.allclose(made.answer(plain.target, noised), noised.target, atol=1e-4)
+
+
+def test_a_refiner_trains_the_less_noisy_share_and_its_base_the_rest():
+    assert restricted(10, 0.2, False) == (1.0, 1.0, *[0.0] * 8)
+    assert restricted(10, 0.2, True) == (0.0, 0.0, *[1.0] * 8)
+    drawn = process(scheduler(), weights=restricted(1000, 0.2, False)).sample_time(64, 1, generator())
+    assert drawn.max() < 0.2
 
 
 def test_without_gamma_no_sample_is_weighted():

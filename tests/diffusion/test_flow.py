@@ -68,6 +68,26 @@ def test_without_a_shift_of_its_own_the_number_of_tokens_decides():
     assert (large > small).all()
 
 
+def test_data_and_noise_are_found_again_in_the_velocity():
+    latents, noise = draw()
+    process, time = FlowMatching(Uniform(), 1.0), torch.tensor([0.0, 0.3, 1.0])
+    noised = process.add_noise(latents, noise, time)
+
+    data, again = process.estimate(noised.latents, noised.target, time)
+
+    assert torch.allclose(data, latents, atol=1e-6) and torch.allclose(again, noise, atol=1e-6)
+
+
+def test_a_distilled_model_is_told_one_guidance_or_some_of_a_range():
+    constant, ranged, nothing = (FlowMatching(Uniform(), 1.0, *told) for told in ((3.5,), (1.0, 4.0), ()))
+    latents, noise = draw()
+
+    assert constant.add_noise(latents, noise, torch.zeros(3)).guidance.tolist() == [3.5] * 3
+    assert constant.draw_guidance(3, generator()) is None and nothing.draw_guidance(3, generator()) is None
+    drawn = ranged.draw_guidance(4000, generator())
+    assert 1 <= drawn.min() < 1.01 and 3.99 < drawn.max() <= 4 and abs(drawn.mean() - 2.5) < 0.05
+
+
 def test_importing_the_process_imports_no_torch():
     code = "import sys, simpletuner.diffusion.flow; sys.exit('torch' in sys.modules)"
 

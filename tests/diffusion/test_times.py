@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from simpletuner.diffusion.times import Beta, LogitNormal, Uniform, resolution_shift, shift_time
+from simpletuner.diffusion.times import FAST, Beta, Listed, LogitNormal, Uniform, resolution_shift, shift_time
 
 COUNT = 200_000
-EVERY = [LogitNormal(), LogitNormal(2.5), Uniform(), Beta(2.0, 2.0), Beta(0.5, 3.0)]
+EVERY = [LogitNormal(), LogitNormal(2.5), Uniform(), Beta(2.0, 2.0), Beta(0.5, 3.0), Listed((0.25, 0.5))]
 
 
 def generator(seed: int = 7) -> torch.Generator:
@@ -69,6 +69,13 @@ def test_each_distribution_has_its_cumulative_function(times, cdf):
         expected = cdf(x)
         spread = math.sqrt(expected * (1 - expected) / COUNT)
         assert abs((drawn <= x).double().mean().item() - expected) < 4 * spread + 1e-6, x
+
+
+def test_listed_times_come_as_often_as_they_are_listed():
+    drawn = FAST.sample(COUNT, generator())
+
+    shares = {value: float((drawn == value).double().mean()) for value in (1.0, 0.75, 0.5, 0.25)}
+    assert shares == pytest.approx({1.0: 0.7, 0.75: 0.1, 0.5: 0.1, 0.25: 0.1}, abs=0.005)
 
 
 @pytest.mark.parametrize(("time", "shifted"), [(0.0, 0.0), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.9), (0.9, 0.964286), (1.0, 1.0)])

@@ -64,6 +64,15 @@ def test_a_quantised_network_is_smaller_frozen_and_close(name):
     assert stored < 0.6 * 2 * (2 * 128 * 256)
 
 
+def test_layers_that_torchs_int8_kernel_would_read_beyond_stay_as_they_are():
+    network = nn.Sequential(nn.Linear(24, 16), nn.Linear(16, 24), nn.Linear(24, 8)).bfloat16()
+
+    assert quantise(network, "int8-quanto") == 1
+
+    answers = [network(torch.ones(5, 24, dtype=torch.bfloat16)) for _ in range(20)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers) and bool(answers[0].isfinite().all())
+
+
 def plain_tensors(module: nn.Module) -> list[torch.Tensor]:
     """All numbers that a module keeps, with quantised tensors taken apart."""
     return [part for value in [*module.parameters(), *module.buffers()] for part in taken_apart(value)]

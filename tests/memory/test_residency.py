@@ -44,7 +44,7 @@ def test_released_networks_hold_no_memory_though_they_are_still_referred_to(wrap
 
 
 def test_quantised_networks_are_released_too():
-    network = nn.Sequential(nn.Linear(8, 8))
+    network = nn.Sequential(nn.Linear(16, 8))
     quantise(network, "int8-quanto")
     reference = weakref.ref(network[0].weight)
 

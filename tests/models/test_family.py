@@ -37,7 +37,9 @@ def test_every_default_is_an_option_with_a_value_that_it_accepts(family):
 
 
 def test_the_pipeline_exists_and_takes_the_parts(family):
-    pipeline = getattr(diffusers, family.pipeline_class)
+    name = family.__module__.rsplit(".", 1)[-1]
 
     assert family.denoiser_folder in family.parts and "vae" in family.parts
-    assert set(family.parts) <= set(pipeline.__init__.__annotations__)
+    for flavour in family.flavours:
+        pipeline = getattr(diffusers, family(Models(model_family=name, model_flavour=flavour)).pipeline_class)
+        assert set(family.parts) <= set(pipeline.__init__.__annotations__)

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from simpletuner.models.identity import digest_files
+from tests.builders.single_file import write_auraflow
 
-COMMIT = "c" * 40
+COMMITS = {"main": "c" * 40, "v2": "d" * 40}
 STEM = "diffusion_pytorch_model"
 
 
@@ -27,6 +29,8 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
+        self.changed: dict[str, bytes] = {}
+        """What revision v2 has in place of the files of main."""
         self.sent: list[str] = []
         self.status, self.error_code = 200, ""
 
@@ -41,24 +45,28 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:
-        path = self.path.split("?")[0]
+        path = unquote(self.path.split("?")[0])
         if self.server.status != 200:
             return self._send(self.server.status, b"", {"X-Error-Code": self.server.error_code}, with_body)
         if not path.startswith(("/api/models/maker/small/", "/maker/small/")):
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
+        revision = next((name for name, commit in COMMITS.items() if f"/{name}" in path or commit in path), "main")
+        if "/v9" in path:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, with_body)
+        files = {**self.server.files, **(self.server.changed if revision == "v2" else {})}
         if path.startswith("/api/models/maker/small/tree/"):
-            tree = [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in self.server.files.items()]
+            tree = [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in files.items()]
             return self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, with_body)
         if path.startswith("/api/"):
-            info = {"id": "maker/small", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.files]}
+            info = {"id": "maker/small", "sha": COMMITS[revision], "siblings": [{"rfilename": name} for name in files]}
             return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, with_body)
         name = path.split("/", 5)[5]
-        if name not in self.server.files:
-            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, with_body)
-        content = self.server.files[name]
+        if name not in files:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMITS[revision]}, with_body)
+        content = files[name]
         if with_body:
             self.server.sent.append(name)
-        return self._send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}, with_body)
+        return self._send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMITS[revision]}, with_body)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], with_body: bool) -> None:
         self.send_response(status)
@@ -141,6 +149,36 @@ def test_a_variant_is_fetched_where_there_is_one_and_the_plain_file_where_not(hu
 
     assert said.splitlines() == [f"('fp16', ['{STEM}.fp16.safetensors'])", f"(None, ['{STEM}.safetensors'])"]
     assert f"transformer/{STEM}.safetensors" not in hub.sent
+
+
+def test_a_revision_is_the_one_whose_files_are_read(hub, tmp_path):
+    config = json.loads(hub.files["transformer/config.json"])
+    hub.changed = {"transformer/config.json": json.dumps({**config, "patch_size": 4}).encode(), f"transformer/{STEM}.safetensors": b"of v2"}
+    code = """
+        for revision in (None, "v2"):
+            part = source(revision=revision).part("transformer")
+            print(part.config()["patch_size"], part.files()["diffusion_pytorch_model.safetensors"].stat().st_size)
+    """
+
+    said = ask(code, tmp_path, f"http://127.0.0.1:{hub.server_port}")
+
+    assert said.splitlines() == [f"2 {len(hub.files[f'transformer/{STEM}.safetensors'])}", "4 5"]
+    assert ask("source(revision='v9').index", tmp_path, f"http://127.0.0.1:{hub.server_port}") == "ConfigError maker/small has no revision 'v9'"
+
+
+def test_a_single_file_comes_by_its_address_and_leaves_the_weights_of_its_base_where_they_are(hub, tiny, tmp_path):
+    hub.files["folder/aura flow.safetensors"] = write_auraflow(tiny, tmp_path / "aura.safetensors").read_bytes()
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    code = f"""
+        chosen = source(pretrained_model_name_or_path="{endpoint}/maker/small/blob/main/folder/aura%20flow.safetensors")
+        print(chosen.is_here, chosen.knows("vae"))
+        print(chosen.base, *chosen.part("vae").files(), chosen.part("vae").checkpoint.path.name, chosen.knows("vae"))
+    """
+
+    said = ask(code, tmp_path / "home", endpoint)
+
+    assert said.splitlines() == ["False False", "maker/small config.json checkpoint.safetensors aura flow.safetensors True"]
+    assert sorted(hub.sent) == ["folder/aura flow.safetensors", "vae/config.json"]
 
 
 def test_a_replaced_part_is_looked_for_in_its_folder_and_then_at_the_root(hub, tmp_path):

@@ -44,13 +44,6 @@ def test_a_folder_that_is_not_there_is_named(auraflow, tmp_path):
     assert str(tmp_path / "none") in problem(auraflow, tmp_path / "none").message
 
 
-def test_a_single_checkpoint_file_is_answered_with_what_is_wanted(auraflow, tmp_path):
-    path = tmp_path / "aura.safetensors"
-    path.write_bytes(b"")
-
-    assert "single file" in problem(auraflow, path).message
-
-
 def test_a_folder_without_a_list_of_parts_says_what_there_is(auraflow, copy):
     (copy / "model_index.json").unlink()
 
@@ -75,7 +68,7 @@ def test_a_model_of_another_family_is_recognised(auraflow, copy, pipeline, famil
 
     error = problem(auraflow, copy)
 
-    assert pipeline in error.message and "auraflow" in error.message and error.hint == f"It looks like model_family {family}."
+    assert pipeline in error.message and "auraflow" in error.message and error.hint.startswith(f"It looks like model_family {family}.")
     assert "vae" not in error.message
 
 

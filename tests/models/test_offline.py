@@ -49,3 +49,13 @@ def test_what_is_not_here_is_assumed_and_said_without_asking_the_hub(monkeypatch
     assert token_counter(released) is None
     assert (found.latent_channels, found.stride_px) == (4, 8)
     assert len(found.assumed) == 2
+
+
+def test_a_single_file_on_the_hub_is_not_fetched_to_tell_its_shapes(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    single = family(pretrained_model_name_or_path="https://huggingface.co/maker/model/blob/main/aura.safetensors")
+
+    assert token_counter(single) is None
+    assert len(shapes(single).assumed) == 2
+    assert single.notes() == [] and single.text_tokens > 0
+    single.check_source()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -159,3 +160,22 @@ def test_a_part_without_usable_weights_says_what_there_is_and_what_to_do(copy, t
     with pytest.raises(ConfigError, match=f"no weights in safetensors.*{', '.join(['config.json', *there])}") as caught:
         source(pretrained_model_name_or_path=str(copy)).part("vae").files()
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"revision": "v2"}, "revision has no effect"),
+        ({"variant": "fp61"}, "variant has no effect: no part of .* has files of variant fp61"),
+        ({"variant": "fp16"}, None),
+        ({"single_file_base_model": "maker/large"}, "single_file_base_model has no effect"),
+        ({}, None),
+    ],
+)
+def test_settings_that_a_folder_has_no_use_for_are_said(copy, options, said):
+    (copy / "vae" / f"{STEM}.safetensors").rename(copy / "vae" / f"{STEM}.fp16.safetensors")
+
+    notes = source(pretrained_model_name_or_path=str(copy), **options).notes(("vae", "transformer", "tokenizer"))
+
+    assert len(notes) == (0 if said is None else 1)
+    assert said is None or re.match(said, notes[0])

@@ -26,6 +26,19 @@ def notes(**values):
         ({"flow_beta_schedule_alpha": 3}, "flow_beta_schedule_alpha"),
         ({"flow_schedule_shift": 3, "flow_schedule_auto_shift": True}, "flow_schedule_shift"),
         ({"huber_c": 0.2}, "huber_c"),
+        ({"huber_schedule": "constant"}, "huber_schedule"),
+        ({"flow_schedule_shift": 3, "flow_custom_timesteps": [500, 1000]}, "flow_schedule_shift"),
+        ({"distilled_guidance_max": 5}, "distilled_guidance_max"),
+        ({"scheduled_sampling_probability": 0.5}, "scheduled_sampling_probability"),
+        ({"scheduled_sampling_max_step_offset": 5}, "scheduled_sampling_max_step_offset"),
+        (
+            {"scheduled_sampling_max_step_offset": 5, "scheduled_sampling_probability": 0.5, "scheduled_sampling_ramp_steps": 9},
+            "scheduled_sampling_prob",
+        ),
+        ({"diff2flow_enabled": True, "model_family": "sdxl"}, "diff2flow_enabled"),
+        ({"diff2flow_loss": True, "model_family": "sdxl"}, "diff2flow_loss"),
+        ({"snr_weight": 2, "model_family": "sdxl"}, "snr_weight"),
+        ({"refiner_training_strength": 0.3, "model_family": "sdxl"}, "refiner_training_strength"),
         ({"grad_clip_method": "value", "max_grad_norm": 0}, "grad_clip_method"),
         ({"vae_cache_ondemand": True, "vae_cache_disable": True}, "vae_cache_ondemand"),
         ({"target_downsample_size": 1024}, "target_downsample_size"),
@@ -60,6 +73,15 @@ def test_an_option_without_effect_is_said_aloud(values, idle):
 )
 def test_an_option_with_effect_or_switched_off_needs_no_word(values):
     assert notes(**values) == ()
+
+
+def test_a_family_that_is_told_no_guidance_says_so_of_all_options_of_it():
+    settings = {"model_family": "sd3", "distilled_guidance_mode": "random-range", "flux_guidance_max": 5}
+    config = load_config([Setting(key, value, "config.json") for key, value in settings.items()], lambda name, flavour: {}).config
+
+    said = without_effect(config, ["distilled_guidance_mode", "distilled_guidance_max"], {"distilled_guidance": "it is told none"})
+
+    assert said == ["distilled_guidance_mode, distilled_guidance_max have no effect: it is told none"]
 
 
 def test_a_default_needs_no_word():

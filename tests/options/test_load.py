@@ -232,6 +232,8 @@ def value_of(option):
         return st.integers(int(low), int(high))
     if option.kind == "float":
         return st.floats(low, high, exclude_min="gt" in option.limits, exclude_max="lt" in option.limits, width=32)
+    if option.kind == "numbers":
+        return st.lists(st.floats(0, 1000, width=32), min_size=1, max_size=3)
     if option.kind == "list":
         return st.lists(st.from_regex(r"[a-z_.0-9]+", fullmatch=True), min_size=1, max_size=3)
     if option.kind == "object":
@@ -243,6 +245,7 @@ def value_of(option):
 RESTRICTED = {
     *("model_family", "model_flavour", "resolution", "resolution_type", "maximum_image_size", "target_downsample_size", "minimum_image_size"),
     *("max_train_steps", "num_train_epochs", "lr_end", "learning_rate", "lr_warmup_steps", "lr_scheduler"),
+    *("flow_custom_timesteps", "flux_fast_schedule", "refiner_training", "distilled_guidance_min", "inference_scheduler_timestep_spacing"),
     *("flow_use_uniform_schedule", "flow_use_beta_schedule", "model_type", "timestep_bias_begin", "timestep_bias_end", "base_model_precision"),
 }
 FREE = {key: option for key, option in declared().items() if key not in RESTRICTED}

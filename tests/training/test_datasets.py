@@ -10,6 +10,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from tests.builders.portrait import portrait
 from tests.builders.run import add_pictures, command, train_in_process, write_run
 
 PICTURES = {"id": "pictures", "instance_data_dir": "pictures", "caption_strategy": "filename", "crop": True, "crop_style": "center"}
@@ -123,6 +124,18 @@ def test_kept_crops_are_all_encoded_and_adding_more_encodes_only_these(tmp_path,
     assert "6 new; 12 to encode" in said(tmp_path, capsys)
     change_dataset(tmp_path, crops_per_image=3)
     assert "crops_per_image was 2, is now 3; 6 to encode" in said(tmp_path, capsys)
+
+
+def test_pictures_are_cut_around_faces_and_those_without_are_counted(tmp_path, capsys):
+    write_run(tmp_path, datasets=[{**PICTURES, "crop_style": "face"}], max_train_steps=1)
+    portrait(320, 160, (230, 80, 110)).save(tmp_path / "pictures/face.png")
+    portrait(320, 160, (230, 80, 110)).save(tmp_path / "pictures/copy.png")
+
+    first = said(tmp_path, capsys)
+    assert "8 new" in first and "6 (" in first and "without a face that was found: cut at a place drawn for each" in first
+    assert "to encode" not in said(tmp_path, capsys)
+    portrait(320, 160, (90, 80, 110)).save(tmp_path / "pictures/face.png")
+    assert "1 changed; 1 to encode" in said(tmp_path, capsys)
 
 
 def test_two_processes_agree_on_pictures_that_only_one_of_them_found_damaged(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ from lycoris import create_lycoris_from_weights
 from PIL import Image
 
 from simpletuner import plugins
-from simpletuner.cli.choices import family_of
-from simpletuner.models.flow import pack
 from simpletuner.types import Batch, Crop, Geometry, Noised, Sample, Size
 from tests.builders.run import adapter_bytes, train_in_process, write_run
 from tests.training.families import TINY, family, model, options_of, pipeline_of
@@ -29,6 +28,8 @@ LOOKING = {
 }
 ALIKE = {"sd2x": "sd1x"}
 """Families that differ from another by their flavours alone."""
+FAMILIES = [name for name, tiny in TINY.items() if tiny.family is None]
+"""Without further models of the same family, which need not be held to all again."""
 KINDS = {
     "lokr": {},
     "lora": {"lora_type": "standard", "lycoris_config": None},
@@ -47,16 +48,15 @@ def name(request) -> str:
 
 
 def render(name: str, pipeline: Any) -> numpy.ndarray:
-    negative = {"negative_prompt": "blurry"} if TINY[name].takes_negative else {}
+    text = family(name).pipeline_text_arguments()
     image = pipeline(
-        "a cat",
-        **negative,
+        **TINY[name].prompts(pipeline, **text),
         width=32,
         height=48,
         num_inference_steps=2,
-        guidance_scale=family_of(name).defaults.get("validation_guidance", 3.5),
+        guidance_scale=family(name).defaults.get("validation_guidance", 3.5),
         generator=torch.Generator().manual_seed(11),
-        **family(name).pipeline_text_arguments(),
+        **text,
     ).images[0]
     return numpy.asarray(image).astype(int)
 
@@ -66,23 +66,35 @@ def shown(folder: Path, label: str) -> numpy.ndarray:
 
 
 def test_every_family_is_held_to_this():
-    assert {ALIKE.get(found, found) for found in plugins.names("simpletuner.models.families")} == set(TINY)
+    assert {ALIKE.get(found, found) for found in plugins.names("simpletuner.models.families")} == {tiny.family or name for name, tiny in TINY.items()}
+
+
+def test_the_names_of_adapters_targets_are_in_the_denoiser(name):
+    built = family(name)
+    modules = dict(built.load_denoiser(torch.float32, 0).named_modules())
+
+    classes = {type(module).__name__ for module in modules.values()}
+    assert {short for short, names in built.class_aliases.items() if not classes.intersection(names)} == set()
+    assert {suffix for suffix in built.lora_targets if not any(path.endswith(f".{suffix}") for path in modules)} == set()
 
 
 @torch.no_grad()
 def test_text_is_encoded_as_the_pipeline_does_it(name):
     captions = ["a cat", "", "a long caption " * 9]
     built = family(name)
-    arguments = {"auraflow": {}, "flux": {}, "sd3": {"prompt_2": captions, "prompt_3": captions}}.get(name, {"num_images_per_prompt": 1})
-    if name != "flux":
+    pipeline = pipeline_of(name)
+    arguments = {"sd3": {"prompt_2": captions, "prompt_3": captions}}.get(name, {"num_images_per_prompt": 1})
+    if "do_classifier_free_guidance" in inspect.signature(pipeline.encode_prompt).parameters:
         arguments["do_classifier_free_guidance"] = False
     ours = built.encode_text(built.load_text_encoders(CPU, torch.float32), captions)
 
-    theirs = pipeline_of(name).encode_prompt(captions, device="cpu", **arguments, **built.pipeline_text_arguments())
+    theirs = pipeline.encode_prompt(captions, device="cpu", **arguments, **built.pipeline_text_arguments())
 
     assert torch.equal(ours["prompt"], theirs[0])
     if "pooled" in ours:
         assert torch.equal(ours["pooled"], theirs[{"sdxl": 2, "sd3": 2, "flux": 1}[name]])
+    if name == "chroma":
+        assert torch.equal(ours["mask"], theirs[2])
 
 
 @torch.no_grad()
@@ -93,15 +105,15 @@ def test_training_calls_the_denoiser_as_a_sampling_step_of_the_pipeline_does(nam
     calls = []
     denoiser.register_forward_hook(lambda module, args, kwargs, output: calls.append((args, kwargs, output[0])), with_kwargs=True)
     start = torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(0))
-    latents = pack(start) if name == "flux" else start
+    tiny, text = TINY[name], built.pipeline_text_arguments()
     size = {"width": 32, "height": 48, "guidance_scale": 1.0, "num_inference_steps": 1}
-    pipeline("a cat", **size, output_type="latent", latents=latents, **built.pipeline_text_arguments())
+    pipeline(**tiny.prompts(pipeline, **text), **size, output_type="latent", latents=tiny.packed(start) if tiny.packed else start, **text)
     args, kwargs, sampled = calls[0]
     seen = kwargs.get("hidden_states", args[0] if args else None)
     told = kwargs.get("timestep", args[1] if len(args) > 1 else None).float().reshape(-1)[:1]
     geometry = Geometry(Size(32, 48), Size(32, 48), Crop(0, 0, 32, 48))
     batch = Batch((Sample("pictures", "a.png", "00", geometry, ("a cat",)),), ("a cat",), {}, encoded)
-    noised = Noised(start if name == "flux" else seen, start, told if name in ("auraflow", "flux") else told / 1000, guidance=torch.ones(1))
+    noised = Noised(start if tiny.packed else seen, start, told / tiny.time_scale, guidance=torch.ones(1))
 
     answer = built.predict(denoiser, noised, batch)
 
@@ -109,7 +121,29 @@ def test_training_calls_the_denoiser_as_a_sampling_step_of_the_pipeline_does(nam
     assert answer.shape == start.shape
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_no_gradient(name):
+    built = family(name)
+    text = built.encode_text(built.load_text_encoders(CPU, torch.float32), ["a cat", "a longer prompt"])
+    denoiser = built.load_denoiser(torch.float32, 0).train().requires_grad_(True)
+    start = torch.randn(2, 4, 12, 8, generator=torch.Generator().manual_seed(0))
+    geometry = Geometry(Size(32, 48), Size(32, 48), Crop(0, 0, 32, 48))
+    batch = Batch((Sample("pictures", "a.png", "00", geometry, ("a cat",)),) * 2, ("a cat", "a longer prompt"), {}, text)
+    noised = Noised(start, start, torch.tensor([0.3, 0.8]), guidance=torch.ones(2))
+
+    def gradients() -> list[torch.Tensor]:
+        denoiser.zero_grad()
+        built.predict(denoiser, noised, batch).square().mean().backward()
+        return [parameter.grad for parameter in denoiser.parameters() if parameter.grad is not None]
+
+    plain = gradients()
+    denoiser.enable_gradient_checkpointing()
+    checkpointed = gradients()
+
+    assert len(plain) == len(checkpointed) > 0
+    assert all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(plain, checkpointed))
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in TINY for kind in KINDS if name in FAMILIES or kind == "lokr"])
 def test_a_resumed_run_gives_the_same_bytes(tmp_path, name, kind):
     write_run(tmp_path / "whole", **options_of(name), **KINDS[kind])
     assert train_in_process(tmp_path / "whole") == 0
@@ -118,7 +152,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path, name, kind):
     assert train_in_process(tmp_path / "resumed") == 0
 
     def result(folder: Path) -> bytes:
-        weights = folder / "output" / "pipeline" / family_of(name).denoiser_folder / "diffusion_pytorch_model.safetensors"
+        weights = folder / "output" / "pipeline" / family(name).denoiser_folder / "diffusion_pytorch_model.safetensors"
         return weights.read_bytes() if kind == "all weights" else adapter_bytes(folder)
 
     assert result(tmp_path / "whole") == result(tmp_path / "resumed")
@@ -130,7 +164,7 @@ def test_validation_shows_what_diffusers_and_lycoris_render_without_us(tmp_path,
     pipeline = pipeline_of(name)
     base = render(name, pipeline)
 
-    denoiser = getattr(pipeline, family_of(name).denoiser_folder)
+    denoiser = getattr(pipeline, family(name).denoiser_folder)
     network, weights = create_lycoris_from_weights(1.0, str(tmp_path / "output" / "pytorch_lora_weights.safetensors"), denoiser)
     for module in network.loras:
         module.bypass_mode = True
@@ -142,6 +176,18 @@ def test_validation_shows_what_diffusers_and_lycoris_render_without_us(tmp_path,
     assert numpy.abs(shown(tmp_path, "base") - base).max() <= 1
     assert numpy.abs(shown(tmp_path, "step_00006") - adapted).max() <= 1
     assert numpy.abs(adapted - base).max() > 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pictures_are_rendered_when_every_part_has_another_precision(tmp_path, name):
+    """Weights that are trained are float32, text and VAE are not."""
+    write_run(
+        tmp_path, **{**options_of(name), **LOOKING, **KINDS["all weights"], "mixed_precision": "bf16", "vae_dtype": "bf16", "max_train_steps": 1}
+    )
+
+    assert train_in_process(tmp_path) == 0
+
+    assert shown(tmp_path, "step_00001").std() > 0
 
 
 @pytest.mark.parametrize(

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lycoris import LycorisNetwork
+from lycoris import LycorisNetwork, create_lycoris_from_weights
 from lycoris.logging import logger as library_logger
 from lycoris.modules import LycorisBaseModule, get_module, make_module
 from lycoris.modules.glora import GLoRAModule
+from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
+from lycoris.modules.tlora import TLoraModule
 from torch import Tensor, nn
 
 from simpletuner.adapters import snippet, weights
 from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Targets
+from simpletuner.adapters.applying import Applied
+from simpletuner.adapters.formats import lycoris as lycoris_format
+from simpletuner.adapters.key_maps import Layout, underscored
 from simpletuner.adapters.lycoris_file import DEFAULT_TARGETS, FULL_DIMENSION, ONE_FOR_ALL, LycorisFile, Recipe, read_lycoris, saved_config
-from simpletuner.adapters.targets import adaptable, is_low_precision, is_quantised, match_pattern, owner_classes, resolve_class
+from simpletuner.adapters.rank_masks import RankMasks, snippet_lines
+from simpletuner.adapters.reading import read_changes
+from simpletuner.adapters.steady_modules import SteadyDyLora, SteadyFull, steady_modules
+from simpletuner.adapters.targets import adaptable, is_low_precision, is_quantised, layout_of, match_pattern, owner_classes, resolve_class
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,10 +62,14 @@ class Lycoris(Adapter):
         self._file = read_lycoris(options.lycoris_config)
         self._modules: dict[str, Recipe] = {}
         self._network = LycorisNetwork(nn.Identity(), init_only=True)
+        self._masks = RankMasks([], 1, 1.0)
         self._is_on = False
+        self._layout = Layout(targets.folder, targets.original_layout, {})
+        self._model = ""
 
     def attach(self, denoiser: nn.Module) -> Attached:
         denoiser.requires_grad_(False)
+        self._layout, self._model = layout_of(denoiser, self.targets.folder, self.targets.original_layout), type(denoiser).__name__
         self._modules = _resolve_modules(self._file, denoiser, self.targets)
         _check_precision(self._file, self._modules, denoiser)
         self._network = _build(self._file, self._modules, denoiser)
@@ -64,8 +78,10 @@ class Lycoris(Adapter):
         _check_loads_back(self._network, self._file)
         if self.options.init_lokr_norm is not None:
             _perturb(self._network, self.options.init_lokr_norm, self._file)
+        _check_rank_masks(self._network, self._file)
         for lora in self._network.loras:
             lora.to(device=lora.org_module[0].weight.device)
+        self._masks = RankMasks(self._network.loras, self._file.ranks_in_noise, self._file.rank_power)
         self._network.apply_to()
         self._is_on = True
         return Attached(
@@ -89,21 +105,41 @@ class Lycoris(Adapter):
     def train(self, mode: bool) -> None:
         self._network.train(mode)
 
+    def at_time(self, time: Tensor) -> None:
+        self._masks.at_time(time)
+
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         """Write the weights in float32 under the library's key names, and the settings beside them.
 
         A factor into which a scale was folded is float64 where float32 could not give the trained number back.
         """
         config = saved_config(self._file, self._modules)
-        weights.write(folder / ADAPTER_FILE, self._tensors(), {**metadata, "format": "pt", "lycoris_config": json.dumps(config)})
+        network = {
+            "ss_network_module": "lycoris.kohya",
+            "ss_network_dim": str(config["linear_dim"]),
+            "ss_network_alpha": f"{config['linear_alpha']:g}",
+            "ss_network_args": json.dumps({"algo": config["algo"]}),
+        }
+        header = {**metadata, **network, "format": "pt", "lycoris_config": json.dumps(config)}
+        weights.write(folder / ADAPTER_FILE, self._tensors(), header)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        found, expected = weights.read(folder), self._tensors()
+        expected = self._tensors()
+        found = lycoris_format.write(read_changes(folder, self._layout, self._model), self._layout, keeps_precision=True)
+        for name, like in expected.items():
+            if name.endswith(".alpha"):
+                found.setdefault(name, like)  # without effect there, or it would have been read
         weights.check_keys(folder, found, expected)
         weights.check_shapes(folder, found, expected)
         with torch.no_grad():
             for lora in self._network.loras:
+                if isinstance(lora, (SteadyFull, SteadyDyLora)):
+                    lora.take({name: found[f"{lora.lora_name}.{name}"] for name in lora.state_dict()})
+                    continue
+                if isinstance(lora, TLoraModule):  # its scale is of a difference, which no tensor could take over
+                    lora.alpha.copy_(found[f"{lora.lora_name}.alpha"])
+                    lora.scale = float(lora.alpha) / lora.lora_dim
                 unscaled = _scale_ratio(lora, found)
                 for name, parameter in lora.named_parameters():
                     value = found[f"{lora.lora_name}.{name}"]
@@ -116,21 +152,36 @@ class Lycoris(Adapter):
             f"pipeline = {pipeline_class}.from_pretrained({base!r}, torch_dtype=dtype)",
             f"adapter, _ = create_lycoris_from_weights(1.0, {f'{folder}/{ADAPTER_FILE}'!r}, pipeline.{self.targets.folder})",
         ]
-        if all(lora.bypass_mode for lora in self._network.loras):
+        if all(lora.bypass_mode for lora in self._network.loras) and not self._masks.modules:
             lines += ["for module in adapter.loras:", "    module.bypass_mode = True  # as in training: keeps small changes that bf16 weights lose"]
         lines += ["adapter.apply_to()", "adapter.to(device)"]
-        return snippet.render([f"from diffusers import {pipeline_class}", "from lycoris import create_lycoris_from_weights"], lines, arguments)
+        named = "create_lycoris_from_weights"
+        if self._masks.modules:
+            named = f"compute_timestep_mask, {named}, set_timestep_mask"
+            lines += snippet_lines(self.targets.folder, self._masks.most, self._file.ranks_in_noise, self._file.rank_power)
+        return snippet.render([f"from diffusers import {pipeline_class}", f"from lycoris import {named}"], lines, arguments)
 
     def _tensors(self) -> dict[str, Tensor]:
         """What the file holds: the parameters and alphas of every module, on the CPU."""
         tensors: dict[str, Tensor] = {}
         for lora in self._network.loras:
-            state = {name: value.detach().float().cpu() for name, value in lora.state_dict().items()}
+            own = lora.custom_state_dict() if isinstance(lora, TLoraModule) else lora.state_dict()  # T-LoRA's start follows from the base
+            state = {name: value.detach().float().cpu() for name, value in own.items()}
             if _is_folded(lora):
                 state["alpha"] = torch.tensor(float(lora.lora_dim))
                 state |= {name: _fold(state[name], lora.scale) for name in SCALED[type(lora)] if name in state}
             tensors |= {f"{lora.lora_name}.{name}": value for name, value in state.items()}
         return tensors
+
+
+def apply_as_the_library(file: Path, denoiser: nn.Module) -> Applied:
+    """Put a file on a denoiser as the library's own loader does."""
+    layers = {f"lycoris_{underscored(name)}": name for name in adaptable(denoiser)}
+    with torch.random.fork_rng(devices=[]), _quiet():
+        network, found = create_lycoris_from_weights(1.0, str(file), denoiser)
+    network.eval().apply_to()
+    used = {f"{lora.lora_name}.{name}" for lora in network.loras for name in lora.state_dict()}
+    return Applied(frozenset(layers[lora.lora_name] for lora in network.loras), tuple(sorted(set(found) - used)))
 
 
 def _resolve_modules(file: LycorisFile, denoiser: nn.Module, targets: Targets) -> dict[str, Recipe]:
@@ -165,7 +216,7 @@ def _build(file: LycorisFile, modules: Mapping[str, Recipe], denoiser: nn.Module
     settings = dict(file.recipe.settings)
     dim, alpha = settings.pop("linear_dim"), settings.pop("linear_alpha")
     try:
-        with _class_state(preset), _quiet():
+        with _class_state(preset), steady_modules(), _quiet():
             return LycorisNetwork(
                 denoiser,
                 lora_dim=dim,
@@ -209,20 +260,34 @@ def _quiet() -> Iterator[None]:
     """Keep the library's own lines off the screen: ours say the same once and in place."""
     level = library_logger.level
     library_logger.setLevel(logging.ERROR)
+    gc.freeze()  # T-LoRA sweeps for garbage once a module, which takes long where there are many objects; now there are few
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        gc.unfreeze()
         library_logger.setLevel(level)
 
 
 def _check_precision(file: LycorisFile, modules: Mapping[str, Recipe], denoiser: nn.Module) -> None:
     """Refuse a form that must read the base's weights where they are quantised: the library fails, or leaves part of it out."""
     recipes = [*modules.values(), *file.name_recipes.values(), *([file.recipe] if file.names else [])]
-    if not all(recipe.is_factored for recipe in recipes) and any(is_quantised(module) for module in adaptable(denoiser).values()):
+    reads_base = any(not recipe.is_factored or recipe.algo == "tlora" for recipe in recipes)
+    if reads_base and any(is_quantised(module) for module in adaptable(denoiser).values()):
         raise ConfigError(
             f"the adapter in {file.source} must read the weights of the base, which are quantised",
             hint="Use lokr, lora, loha or glora without weight_decompose and bypass_mode: false, or set base_model_precision to no_change.",
+        )
+
+
+def _check_rank_masks(network: LycorisNetwork, file: LycorisFile) -> None:
+    """Refuse convolutions over more than a pixel: the library adapts them by a wrong part of their weight."""
+    convolutions = [lora for lora in network.loras if isinstance(lora, TLoraModule) and lora.isconv]
+    wrong = [lora.lora_name for lora in convolutions if math.prod(lora.org_module[0].kernel_size) > 1]
+    if wrong:
+        raise ConfigError(
+            f"algo tlora cannot adapt {wrong[0]} and {len(wrong) - 1} other convolutions",
+            hint=f"Set enable_conv to false in apply_preset of {file.source}, or give them another algo in module_algo_map.",
         )
 
 
@@ -243,6 +308,8 @@ def _check_loads_back(network: LycorisNetwork, file: LycorisFile) -> None:
 
 
 def _loads_back(lora: LycorisBaseModule) -> bool:
+    if isinstance(lora, IA3Module):  # the library cannot load any such file; `_notes` says so
+        return True
     state = {f"{lora.lora_name}.{name}": value.detach() for name, value in lora.state_dict().items()}
     with torch.random.fork_rng(devices=[]), _quiet():  # the trial's initialisation must not move the run's
         kind, parts = get_module(state, lora.lora_name)
@@ -288,7 +355,9 @@ def _notes(network: LycorisNetwork, file: LycorisFile) -> list[str]:
     alpha, dim = (file.recipe.settings.get(key) for key in ("linear_alpha", "linear_dim"))
     if alpha != dim and all(isinstance(lora, LokrModule) and lora.use_w1 and lora.use_w2 for lora in network.loras):
         said.append(f"{file.source}: linear_alpha {alpha:g} has no effect: linear_dim {dim} keeps both LoKr factors whole")
-    if any(not lora.bypass_mode and is_low_precision(lora.org_module[0]) for lora in network.loras):
+    if any(isinstance(lora, IA3Module) for lora in network.loras):
+        said.append(f"{file.source}: LyCORIS cannot load files of algo ia3; `simpletuner merge` bakes this adapter into a pipeline")
+    if any(not (lora.bypass_mode or isinstance(lora, (SteadyFull, SteadyDyLora))) and is_low_precision(lora.org_module[0]) for lora in network.loras):
         said.append(f"{file.source}: the adapted weights are built in the base's 16 bits, which loses small changes; LoKr, LoRA and LoHa need not")
     return said
 

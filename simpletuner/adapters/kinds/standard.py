@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from simpletuner.adapters import snippet, weights
 from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Targets
-from simpletuner.adapters.targets import adaptable, is_quantised, match_suffix, names_hint
-from simpletuner.errors import ConfigError
+from simpletuner.adapters.changes import scale_of
+from simpletuner.adapters.key_maps import Layout
+from simpletuner.adapters.reading import read_changes
+from simpletuner.adapters.targets import adaptable, is_quantised, layout_of, match_suffix, names_hint
+from simpletuner.errors import ConfigError, choose
 
 if TYPE_CHECKING:
     from simpletuner.options.adapters import Adapters
@@ -37,6 +40,7 @@ class Standard(Adapter):
     def __init__(self, options: Adapters, targets: Targets) -> None:
         super().__init__(options, targets)
         self._denoiser: Any = nn.Identity()
+        self._layout = Layout(targets.folder, targets.original_layout, {})
         self._layers: dict[str, Any] = {}
         """PEFT's LoRA layers by the names of the modules that they wrap."""
         alpha: Any = options.lora_rank if options.lora_alpha is None else options.lora_alpha  # PEFT declares int and takes float
@@ -54,6 +58,7 @@ class Standard(Adapter):
         names = self._targets(denoiser, list(modules))
         self._check_base(modules, names)
         self._config.target_modules = names
+        self._layout = layout_of(denoiser, self.targets.folder, self.targets.original_layout)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="TorchaoLoraLinear")  # speaks of merging, which training does not do
             inject_adapter_in_model(self._config, denoiser, adapter_name=NAME)
@@ -88,11 +93,25 @@ class Standard(Adapter):
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         """Write `<folder>.<module>.lora_A.weight` and so on, with PEFT's settings in the header, all as diffusers does."""
         settings = {f"{self.targets.folder}.{key}": value for key, value in self._saved_settings().items()}
-        header = {**metadata, "format": "pt", "lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
+        network = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(self._config.r),
+            "ss_network_alpha": f"{self._config.lora_alpha:g}",
+        }
+        header = {**metadata, **network, "format": "pt", "lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
         weights.write(folder / ADAPTER_FILE, self._tensors(), header)
 
     def load(self, folder: Path) -> None:
-        found, expected = weights.read(folder), self._tensors()
+        expected, own = self._tensors(), self._config.lora_alpha / self._config.r
+        found: dict[str, Tensor] = {}
+        for layer, parts in read_changes(folder, self._layout, type(self._denoiser).__name__).items():
+            names = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
+            for part, value in parts.items():
+                if part == "lora_up.weight" and scale_of(parts) != own:
+                    value = value * (scale_of(parts) / own)  # of another alpha: the effect stays, the scale is ours
+                if part != "alpha":
+                    like = expected.get(key := f"{self.targets.folder}.{layer}.{names.get(part, part)}")
+                    found[key] = value.reshape(like.shape) if like is not None and like.numel() == value.numel() else value
         weights.check_keys(folder, found, expected)
         weights.check_shapes(folder, found, expected)
         with torch.no_grad():
@@ -115,13 +134,23 @@ class Standard(Adapter):
                 raise ConfigError(
                     f"peft_lora_target_modules: {suffix!r} matches no Linear or Conv of {type(denoiser).__name__}", hint=names_hint(suffix, names)
                 )
-        found = {name for suffix in chosen or self.targets.suffixes for name in match_suffix(suffix, names)}
+        usual = self._preset() if self.options.flux_lora_target and not chosen else self.targets.suffixes
+        found = {name for suffix in chosen or usual for name in match_suffix(suffix, names)}
         if not found:
             raise ConfigError(
-                f"none of the default LoRA targets ({', '.join(self.targets.suffixes)}) is in {type(denoiser).__name__}",
+                f"none of the LoRA targets {', '.join(usual)} is in {type(denoiser).__name__}",
                 hint=f"Set peft_lora_target_modules. {names_hint('', names)}",
             )
         return [name for name in names if name in found]
+
+    def _preset(self) -> tuple[str, ...]:
+        """The set of suffixes that the options name."""
+        name, known = self.options.flux_lora_target or "", self.targets.presets
+        if not known:
+            raise ConfigError(f"flux_lora_target {name!r}: this family has no sets of targets", hint="Set peft_lora_target_modules instead.")
+        if name not in known:
+            raise ConfigError(f"flux_lora_target {name!r} is unknown", hint=choose(name, known, "sets of targets"))
+        return tuple(known[name])
 
     def _check_base(self, modules: Mapping[str, nn.Module], names: list[str]) -> None:
         """Refuse what must read the base's weights where they are quantised, and what moves a base it cannot move."""

@@ -15,9 +15,10 @@ from simpletuner.cli.locate import Place, find_config
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from simpletuner.console import Console
+    from simpletuner.data.cache_place import CachePlace
     from simpletuner.data.plan import DataPlan
     from simpletuner.options.train_config import TrainConfig
 
@@ -36,17 +37,19 @@ FOREIGN = (
 )
 EPILOG = """\
 actions:
-  ls [FOLDER ...]       each cache folder at or below these, or of a config: what it holds, made by what, last used when
+  ls [FOLDER ...]       each cache at or below these folders, or of a config: what it holds, made by what, last used when
   verify [FOLDER ...]   read every entry and list the damaged ones; exit code 3 if there are any
   gc                    drop what no dataset of the config uses, and rewrite files of which little is left
   gc FOLDER ...         the same in these folders of the config alone; without a config, by --older-than alone
   export FOLDER TO      copy a cache to plain safetensors files and an index.json
+
+A cache in a bucket is named as ls shows it, s3://bucket/folder, and has to be one of the config's, which knows how to get in.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("ls", "verify", "gc", "export"), help="what to do, see below")
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="cache folders; by default those of the config")
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="cache folders; by default those of the config")
     add_place(parser)
     parser.add_argument("--json", action="store_true", help="print JSON and not a table (ls, verify, gc)")
     parser.add_argument("--delete", action="store_true", help="verify: drop the damaged entries; the next run makes them again")
@@ -70,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
         return read(find_config(asked["config"], asked["example"], asked["env"], os.environ), flags)
 
     if args.action == "export":
-        return export(args, console)
+        return export(args, config, console)
     if args.action == "gc":
         has_config = any(asked.values()) or not args.folders
         return collect(args, config() if has_config else None, [read(find_config(path, None, None, {}), flags) for path in args.also], console)
-    folders = find_folders(args.folders, config)
+    folders = find_caches(args.folders, config)
     return verify(folders, args, console) if args.action == "verify" else show(folders, args, console)
 
 
@@ -93,49 +96,74 @@ def plan_of(config: TrainConfig, variables: dict[str, str]) -> DataPlan:
     return load_plan(config.data.data_backend_config, config.data, variables, alignment_px=1, checks_places=False)
 
 
-def folders_of(plan: DataPlan) -> list[Path]:
-    """Where a plan's caches are."""
-    return [*(dataset.cache_dir_vae for dataset in plan.datasets), plan.text_cache_dir]
-
-
-def find_folders(named: Sequence[Path], config: Callable[[], Config]) -> list[Path]:
-    """Every cache folder at or below those named, or of the config.
+def find_caches(named: Sequence[str], config: Callable[[], Config]) -> list[CachePlace]:
+    """Every cache at or below the folders named, or of the config.
 
     Raises:
         ConfigError: a folder is not there, or there are no caches.
     """
+    from simpletuner.data.cache_place import BucketPlace, LocalPlace
     from simpletuner.data.cache_tools import cache_folders
 
-    if missing := [str(folder) for folder in named if not folder.is_dir()]:
+    buckets = named_buckets(named, config)
+    roots = [Path(name) for name in named if not is_bucket(name)]
+    if missing := [str(folder) for folder in roots if not folder.is_dir()]:
         raise ConfigError(
             f"there is no folder {', '.join(missing)}", hint="Name cache folders or a folder above them, or none for those of the config."
         )
-    roots = list(named)
-    if not roots:
+    if not named:
         options, variables = config()
-        roots = [Path(options.data.cache_dir), *folders_of(plan_of(options, variables))]
-    folders = cache_folders(roots)
-    if not folders:
+        places = plan_of(options, variables).cache_places
+        roots = [Path(options.data.cache_dir), *(place.folder for place in places if isinstance(place, LocalPlace))]
+        buckets = [place for place in places if isinstance(place, BucketPlace)]
+    found: list[CachePlace] = [*map(LocalPlace, cache_folders(roots)), *(place for place in buckets if has_shards(place))]
+    if not found:
         raise ConfigError(
-            f"there are no caches in {', '.join(dict.fromkeys(map(str, roots)))}", hint="A run makes them; --config or a FOLDER says where to look."
+            f"there are no caches in {', '.join(dict.fromkeys(map(str, (*roots, *buckets))))}",
+            hint="A run makes them; --config or a FOLDER says where to look.",
         )
-    return folders
+    return found
 
 
-def show(folders: Sequence[Path], args: argparse.Namespace, console: Console) -> int:
+def is_bucket(name: str) -> bool:
+    return name.startswith("s3://")
+
+
+def named_buckets(named: Iterable[str], config: Callable[[], Config]) -> list[CachePlace]:
+    """Those of the names that mean buckets, which the config has to know.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    wanted = [name for name in named if is_bucket(name)]
+    if not wanted:
+        return []
+    known = {str(place).split(" at ")[0]: place for place in plan_of(*config()).cache_places if is_bucket(str(place))}
+    if unknown := [name for name in wanted if name.rstrip("/") not in known]:
+        raise ConfigError(f"{', '.join(unknown)} is no cache of this config", hint=f"Its caches in buckets: {', '.join(known) or 'none'}.")
+    return [known[name.rstrip("/")] for name in wanted]
+
+
+def has_shards(place: CachePlace) -> bool:
+    from simpletuner.data.cache_tools import is_shard
+
+    return any(map(is_shard, place.shelf().list()))
+
+
+def show(folders: Sequence[CachePlace], args: argparse.Namespace, console: Console) -> int:
     from simpletuner.data.cache_tools import survey
     from simpletuner.data.doctor.table import size_of
 
     held = [row for folder in folders for row in survey(folder)]
     if args.json:
         rows = [
-            {"folder": str(row.folder), "about": dict(row.about), "entries": row.entries, "bytes": row.bytes, "last_used": row.used} for row in held
+            {"folder": str(row.place), "about": dict(row.about), "entries": row.entries, "bytes": row.bytes, "last_used": row.used} for row in held
         ]
         print(json.dumps(rows, indent=1))
         return 0
     console.table(
         ["folder", "kind", "made by", "entries", "size", "last used"],
-        [[str(row.folder), row.about.get("kind", "-"), made_by(row.about), f"{row.entries:,}", size_of(row.bytes), day(row.used)] for row in held],
+        [[str(row.place), row.about.get("kind", "-"), made_by(row.about), f"{row.entries:,}", size_of(row.bytes), day(row.used)] for row in held],
     )
     return 0
 
@@ -145,11 +173,11 @@ def made_by(about: Any) -> str:
     return " ".join(f"{name} {value[:8]}" for name, value in sorted(about.items()) if name != "kind") or "-"
 
 
-def day(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+def day(seconds: float | None) -> str:
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def verify(folders: Sequence[Path], args: argparse.Namespace, console: Console) -> int:
+def verify(folders: Sequence[CachePlace], args: argparse.Namespace, console: Console) -> int:
     from simpletuner.data.cache_tools import check, take_stock
     from simpletuner.data.store import Store
 
@@ -185,13 +213,14 @@ def tell(found: dict[str, Any], console: Console) -> None:
         )
 
 
-def export(args: argparse.Namespace, console: Console) -> int:
+def export(args: argparse.Namespace, config: Callable[[], Config], console: Console) -> int:
     from simpletuner.data.cache_export import export as write
+    from simpletuner.data.cache_place import LocalPlace
     from simpletuner.data.cache_tools import take_stock
 
     if len(args.folders) != 2:
         raise ConfigError("export takes a cache folder and a folder to write to", hint="simpletuner cache export cache/vae/auraflow/my-cat exported")
-    folder, to = args.folders
+    [folder], to = named_buckets(args.folders[:1], config) or [LocalPlace(Path(args.folders[0]))], Path(args.folders[1])
     stock = take_stock(folder)
     if not len(stock.rows):
         raise ConfigError(f"there is no cache in {folder}", hint="`simpletuner cache ls FOLDER` lists those below a folder.")
@@ -209,14 +238,18 @@ def collect(args: argparse.Namespace, config: Config | None, also: Sequence[Conf
     from simpletuner.data.store import Store
 
     folders = asked_of(args.folders, config)
-    used = used_by([config, *also], console) if config else {}
     before = None if args.older_than is None else time.time() - args.older_than * DAY_SECONDS
+    if before is not None and (buckets := [str(place) for place in folders if not place.shelf().notes_use]):
+        raise ConfigError(f"--older-than: nobody notes when {', '.join(buckets)} was last read", hint="Leave it out, or name the folders to clear.")
+    used = used_by([config, *also], console) if config else {}
     report: list[dict[str, Any]] = []
     for folder in folders:
         if not args.dry_run:
-            Store(folder).sweep()
+            store = Store(folder)
+            store.sweep()
+            store.close()
         stock = take_stock(folder)
-        unused = find_unused(stock, used.get(folder.resolve(), set()) if config else None, before)
+        unused = find_unused(stock, used.get(folder.identity, set()) if config else None, before)
         if unused.is_foreign:
             console.warn(f"{folder}: {FOREIGN.format(count=unused.kept)}")
         names = to_rewrite(stock, unused.places)
@@ -230,7 +263,7 @@ def collect(args: argparse.Namespace, config: Config | None, also: Sequence[Conf
     return 0
 
 
-def clear(folder: Path, places: Sequence[Any], names: Sequence[str], console: Console) -> int:
+def clear(folder: CachePlace, places: Sequence[Any], names: Sequence[str], console: Console) -> int:
     """Drop entries, rewrite files, and give the bytes that were freed."""
     from simpletuner.data.cache_tools import rewrite, take_stock
     from simpletuner.data.store import Store
@@ -240,32 +273,38 @@ def clear(folder: Path, places: Sequence[Any], names: Sequence[str], console: Co
         return rewrite(folder, take_stock(folder), names, bar.advance)
 
 
-def asked_of(named: Sequence[Path], config: Config | None) -> list[Path]:
-    """The folders that `gc` may touch.
+def asked_of(named: Sequence[str], config: Config | None) -> list[CachePlace]:
+    """The caches that `gc` may touch.
 
     Raises:
-        ConfigError: one of those named is no cache folder, or not the config's.
+        ConfigError: one of those named is no cache, or not the config's.
     """
-    from simpletuner.data.cache_tools import cache_folders, is_shard
+    from simpletuner.data.cache_place import LocalPlace
 
-    known = {folder.resolve(): folder for folder in folders_of(plan_of(*config))} if config else None
-    for folder in named:
-        if not folder.is_dir() or not any(is_shard(path.name) for path in folder.iterdir()):
-            raise ConfigError(f"{folder} is no cache folder", hint="`simpletuner cache ls FOLDER` lists those below a folder.")
-        if known is not None and folder.resolve() not in known:
-            raise ConfigError(f"{folder} is no cache folder of this config", hint=f"Its folders: {', '.join(sorted(map(str, known.values())))}.")
-    return list(named) or [folder for folder in (known or {}).values() if folder in cache_folders([folder])]
+    places = plan_of(*config).cache_places if config else []
+    known = {place.identity: place for place in places}
+    asked: list[CachePlace] = []
+    for name in named:
+        if is_bucket(name) and config is None:
+            raise ConfigError(f"{name} is in a bucket; only a config knows how to get in", hint="Add --config config/config.json.")
+        place = named_buckets([name], lambda: config)[0] if is_bucket(name) and config else LocalPlace(Path(name))
+        if not has_shards(place):
+            raise ConfigError(f"{place} is no cache folder", hint="`simpletuner cache ls FOLDER` lists those below a folder.")
+        if config and place.identity not in known:
+            raise ConfigError(f"{place} is no cache folder of this config", hint=f"Its folders: {', '.join(sorted(map(str, known.values())))}.")
+        asked.append(place)
+    return asked or [place for place in places if has_shards(place)]
 
 
-def used_by(configs: Sequence[Config], console: Console) -> dict[Path, set[str]]:
-    """The keys that runs of any of these configs use, by folder."""
+def used_by(configs: Sequence[Config], console: Console) -> dict[str, set[str]]:
+    """The keys that runs of any of these configs use, by identity of the place."""
     from simpletuner.training.quiet import quiet_libraries
 
     quiet_libraries()
     from simpletuner.training.cache_use import used_keys
 
-    used: dict[Path, set[str]] = {}
+    used: dict[str, set[str]] = {}
     for config in configs:
-        for folder, keys in used_keys(*config, console).items():
-            used.setdefault(folder, set()).update(keys)
+        for identity, keys in used_keys(*config, console).items():
+            used.setdefault(identity, set()).update(keys)
     return used

@@ -14,9 +14,9 @@ from simpletuner.data.backend import DataBackend, DatasetOptions, Entry, check_n
 from simpletuner.data.backends.local import is_inside
 from simpletuner.data.captions import STRATEGIES, decode
 from simpletuner.data.columns import captions_in
-from simpletuner.data.examine import examined
 from simpletuner.data.faults import FOREIGN_SUFFIXES, SUFFIXES
-from simpletuner.data.tars import Member, Shard, index_shard
+from simpletuner.data.tar_book import TarBook, Told
+from simpletuner.data.tars import Member, Shard
 from simpletuner.errors import DatasetError
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -39,13 +39,18 @@ class WebdatasetBackend(DataBackend):
     """Tar files, read where they lie and never unpacked. A file is named `<shard>/<its name there>`.
 
     A stamp is made of the shard's size and time of change and of the file's place in it: a shard that is written anew is read anew.
+    What the shards hold is kept in a `TarBook`.
     """
 
     options_type = WebdatasetOptions
 
     def __init__(self, options: WebdatasetOptions) -> None:
         self._options = options
+        self._book = TarBook(None)
         self._lock = threading.Lock()
+
+    def keep_in(self, folder: Path) -> None:
+        self._book = TarBook(folder / "tars" / f"{self._options.id}.sqlite")
 
     @property
     def place(self) -> str:
@@ -66,7 +71,11 @@ class WebdatasetBackend(DataBackend):
         yield from sorted(self._entries(), key=lambda entry: entry.name)
 
     def _entries(self) -> Iterator[Entry]:
-        for name, shard in self._shards.items():
+        names = {shard.path: name for name, shard in self._shards.items()}
+        shards = [*self._shards.values()]
+        splits = not self._options.disable_multiline_split
+        for shard, told in self._book.captions(shards, captions_told) if self._wants_captions else ((shard, {}) for shard in shards):
+            name = names[shard.path]
             if not shard.is_whole:
                 yield Entry(name, shard.size_bytes, shard.modified_ns, fault="truncated" if shard.members else "broken")
             for inner, member in sorted(shard.members.items()):
@@ -76,7 +85,7 @@ class WebdatasetBackend(DataBackend):
                     yield refused(f"{name}/{inner}")
                 else:
                     mark = stamp(shard.size_bytes, shard.modified_ns, member.offset)
-                    yield Entry(f"{name}/{inner}", member.size_bytes, mark, member.fault, self._captions(shard, inner))
+                    yield Entry(f"{name}/{inner}", member.size_bytes, mark, member.fault, alternatives(told.get(inner), splits))
 
     def read(self, name: str) -> bytes:
         shard, member = self._find(name)
@@ -102,17 +111,11 @@ class WebdatasetBackend(DataBackend):
                     return shard, member
         raise NotInShardError(f"{self.place} holds no file {name!r} that may be read")
 
-    def _captions(self, shard: Shard, inner: str) -> tuple[str, ...] | None:
-        """What the .json file of a sample says as "caption", else the lines of its .txt file; None for all but images."""
-        stem, suffix = os.path.splitext(inner)
+    @property
+    def _wants_captions(self) -> bool:
+        """Whether the captions in the shards are asked for; else many small reads would be for nothing."""
         strategy = self._options.caption_strategy
-        is_wanted = strategy is None or (strategy in STRATEGIES and STRATEGIES[strategy].is_of_place)  # else many small reads are for nothing
-        if suffix.lower() not in SUFFIXES | FOREIGN_SUFFIXES or not is_wanted:
-            return None
-        told = captions_in(described(text)) if (text := text_in(shard, f"{stem}.json")) else ()
-        if not told and (text := text_in(shard, f"{stem}.txt")):
-            told = captions_in([text] if self._options.disable_multiline_split else text.splitlines())
-        return told or None
+        return strategy is None or (strategy in STRATEGIES and STRATEGIES[strategy].is_of_place)
 
     @property
     def _shards(self) -> dict[str, Shard]:
@@ -125,8 +128,8 @@ class WebdatasetBackend(DataBackend):
         if fault := self.missing():
             raise DatasetError(fault)
         root = self._root()
-        found = examined([Path(path) for path in self._paths()], index_shard)
-        return dict(sorted((PurePosixPath(os.path.relpath(path, root)).as_posix(), shard) for path, shard in found))
+        found = self._book.shards([Path(path) for path in self._paths()])
+        return {name: found[path] for name, path in sorted((PurePosixPath(os.path.relpath(path, root)).as_posix(), path) for path in found)}
 
     def _root(self) -> str:
         root = os.path.expanduser(self.place)
@@ -149,6 +152,25 @@ class WebdatasetBackend(DataBackend):
 
 class NotInShardError(DatasetError):
     """No shard has a file of this name."""
+
+
+def captions_told(shard: Shard) -> Told:
+    """Of each image the captions that the .json file beside it says as "caption", else the text of its .txt file."""
+    told: Told = {}
+    for inner in shard.members:
+        stem, suffix = os.path.splitext(inner)
+        if suffix.lower() in SUFFIXES | FOREIGN_SUFFIXES:
+            captions = captions_in(described(text)) if (text := text_in(shard, f"{stem}.json")) else ()
+            if found := list(captions) or text_in(shard, f"{stem}.txt"):
+                told[inner] = found
+    return told
+
+
+def alternatives(told: list[str] | str | None, splits_lines: bool) -> tuple[str, ...] | None:
+    """The captions of an image; each line of a text is one."""
+    if isinstance(told, str):
+        told = told.splitlines() if splits_lines else [told]
+    return captions_in(told or ()) or None
 
 
 def text_in(shard: Shard, inner: str) -> str:

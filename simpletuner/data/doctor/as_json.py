@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simpletuner.data.doctor.examine import counts_of, is_eval
+from simpletuner.data.doctor.examine import counts_of
 from simpletuner.data.doctor.findings import Complaint, Examined, Problem, Report
 from simpletuner.data.faults import RULES
 from simpletuner.types import Sample
@@ -40,8 +40,9 @@ def backend_object(one: Examined) -> dict[str, Any]:
         "id": one.id,
         "type": one.dataset.options.type,
         "place": one.dataset.open().place,
-        "is_eval": is_eval(one.dataset),
+        "is_eval": one.dataset.is_eval,
         "repeats": one.dataset.repeats,
+        "takes_part": str(one.dataset.window) or "always",
         "error": one.error,
         "counts": counts_of(one),
         "figures": dict(one.figures),

@@ -62,6 +62,23 @@ def near_pairs(hashes: Sequence[int], colours: Sequence[bytes]) -> list[tuple[in
     return pairs
 
 
+def twin_pairs(hashes: Sequence[int], colours: Sequence[bytes], mirrored: Sequence[tuple[int, bytes]]) -> list[tuple[int, int, bool]]:
+    """Positions of images that look alike, each pair once, the smaller first; and whether only one's mirror image looks like the other.
+
+    Args:
+        hashes, colours: as for `near_pairs`.
+        mirrored: hash and colours of each one's mirror image.
+    """
+    count = len(hashes)
+    # The second half are the mirror images: a pair across the halves are two images of which one is mirrored, or one like itself.
+    pairs = near_pairs([*hashes, *(one[0] for one in mirrored)], [*colours, *(one[1] for one in mirrored)])
+    found = {(a, b): False for a, b in pairs if b < count}
+    for a, b in pairs:
+        if a < count <= b and a != b - count:
+            found.setdefault((min(a, b - count), max(a, b - count)), True)
+    return [(*pair, is_mirrored) for pair, is_mirrored in found.items()]
+
+
 def neighbours(bits: NDArray[np.uint8], first: int, second: int) -> Iterator[Numbers]:
     """Pairs (as a * count + b) of near hashes among those that agree in two bands: runs of equal keys, compared at growing distance."""
     count = len(bits)

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 from simpletuner.console import Console
 from simpletuner.data.buckets import Group, check_size
+from simpletuner.data.companions import find_companions, paired
+from simpletuner.data.conditioning import Conditioning
 from simpletuner.data.contents import ContentBook
 from simpletuner.data.discover import discover
-from simpletuner.data.doctor.findings import KINDS, Chart, Examined, ModelFacts, Problem, Report, named, percent
+from simpletuner.data.doctor.epochs import Steps, balance, steps_of
+from simpletuner.data.doctor.findings import KINDS, Chart, Examined, ModelFacts, Problem, Report, named
 from simpletuner.data.doctor.looks import Look, look_at_all
 from simpletuner.data.doctor.shapes import bucket_rows, check_buckets, check_shapes, latent_bytes, total_cut_share
 from simpletuner.data.doctor.twins import Seen, check_twins
 from simpletuner.data.doctor.words import check_captions, count_tokens
 from simpletuner.data.faults import RULES
 from simpletuner.data.plan import DataPlan, ImageDataset
-from simpletuner.data.sampler import Sampler
 from simpletuner.data.variation import Expansion, expand
 from simpletuner.errors import ConfigError, DatasetError, choose
 from simpletuner.types import Sample
@@ -27,9 +29,6 @@ from simpletuner.types import Sample
 if TYPE_CHECKING:
     from simpletuner.options.data import Data
     from simpletuner.options.training import Training
-
-UNBALANCED = 20
-"""Times that one dataset may be drawn as often as another before it is worth a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +46,18 @@ class Found:
     expansion: Expansion
     """All that its captions can become."""
 
+    faceless: tuple[str, ...] = ()
+    """Names of samples that should be cut around a face, of which none was found."""
+
     @property
     def is_eval(self) -> bool:
-        return is_eval(self.dataset)
+        return self.dataset.is_eval
 
     @property
     def group(self) -> Group:
-        """What the sampler draws from, as if it took part all the time."""
+        """What the sampler draws from."""
         dataset = self.dataset
-        return Group(dataset.id, self.samples, dataset.repeats, dataset.probability, dataset.train_batch_size)
-
-
-def is_eval(dataset: ImageDataset) -> bool:
-    """Whether a dataset is for evaluation and never trained on."""
-    return dataset.options.dataset_type == "eval"
+        return Group(dataset.id, self.samples, dataset.repeats, dataset.probability, dataset.train_batch_size, dataset.window)
 
 
 def examine(
@@ -91,7 +88,8 @@ def examine(
     for dataset in chosen:
         charts[dataset.id] = Chart(dataset.id, 1)
         try:
-            found[dataset.id] = find(dataset, Path(data.cache_dir) / "index", training.seed, console, decodes=decodes)
+            conditioning = [one for one in plan.conditioning if dataset.id in one.sources]
+            found[dataset.id] = find(dataset, conditioning, Path(data.cache_dir) / "index", training.seed, console, decodes=decodes)
         except DatasetError as error:
             errors[dataset.id] = error.message
             charts[dataset.id].note_all("unusable", error.message.removeprefix(f"dataset {dataset.id!r}: "), error.hint or "")
@@ -99,29 +97,28 @@ def examine(
             charts[dataset.id] = Chart(dataset.id, len(found[dataset.id].samples))
     check_twins([seen for one in found.values() for seen in images_of(one)], charts)
     tokens = count_tokens([one.expansion for one in found.values()], model)
-    steps = steps_of(list(found.values()), training)
+    steps = steps_of([one.group for one in found.values() if not one.is_eval], training)
     examined = tuple(
         examine_one(found[dataset.id], charts[dataset.id], training, model, tokens, steps)
         if dataset.id in found
         else Examined(dataset, error=errors[dataset.id])
         for dataset in chosen
     )
-    problems = [problem for chart in charts.values() for problem in chart.problems] + balance(examined)
+    problems = [*(problem for chart in charts.values() for problem in chart.problems), *steps.problems, *balance(examined)]
     ordered = tuple(sorted(problems, key=lambda problem: (-problem.weight, list(charts).index(problem.dataset.split(", ")[0]))))
-    assumed = (*model.assumed, *(f"{one.id} takes part in {one.window} alone, but is counted in every epoch" for one in chosen if str(one.window)))
-    return Report(source, examined, ordered, totals_of(examined, list(found.values()), data, model, training, steps), assumed)
+    return Report(source, examined, ordered, totals_of(examined, list(found.values()), data, model, training, steps), model.assumed)
 
 
 def choose_datasets(plan: DataPlan, only: Sequence[str]) -> list[ImageDataset]:
     """The datasets to examine, in the order of the plan."""
-    known = [dataset.id for dataset in plan.datasets]
+    known = [dataset.id for dataset in plan.pictures]
     for name in only:
         if name not in known:
             raise ConfigError(f"there is no enabled dataset of images {name!r}", hint=choose(name, known, "datasets"))
-    return [dataset for dataset in plan.datasets if not only or dataset.id in only]
+    return [dataset for dataset in plan.pictures if not only or dataset.id in only]
 
 
-def find(dataset: ImageDataset, index_folder: Path, seed: int, console: Console, *, decodes: bool) -> Found:
+def find(dataset: ImageDataset, conditioning: Sequence[Conditioning], index_folder: Path, seed: int, console: Console, *, decodes: bool) -> Found:
     """Discover a dataset and look at all its images.
 
     What whole files say other than their headers is written into the index, as a run does that reads them.
@@ -133,7 +130,8 @@ def find(dataset: ImageDataset, index_folder: Path, seed: int, console: Console,
         raise DatasetError(fault, hint=f"Folders are relative to where the command runs, {Path.cwd()}.")
     looks: dict[str, Look] = {}
     while True:
-        discovery = discover(dataset, index_folder, seed, console)
+        companions = [find_companions(one, index_folder, console) for one in conditioning]
+        discovery = paired(dataset, discover(dataset, index_folder, seed, console), companions)
         new = [sample for sample in discovery.samples if sample.name not in looks]
         book = ContentBook(index_folder)
         with console.bar(f"look at {dataset.id}", len(new)) as bar:
@@ -161,6 +159,7 @@ def find(dataset: ImageDataset, index_folder: Path, seed: int, console: Console,
         {rule: tuple(names) for rule, names in skipped.items()},
         (*discovery.notes, *expansion.notes),
         expansion,
+        tuple(name for name in discovery.faceless if looks[name].header.fault is None),
     )
 
 
@@ -174,6 +173,8 @@ def examine_one(found: Found, chart: Chart, training: Training, model: ModelFact
     note_skipped(found, chart)
     check_captions(samples, tokens, model, chart)
     check_shapes(samples, chart)
+    faceless = dict.fromkeys(found.faceless, "cut at a place drawn for it")
+    chart.note("no face", faceless, f"{named(len(faceless), 'image')} without a face that was found")
     rows = bucket_rows(found.group, training.train_batch_size)
     check_sizes(found, chart, training, model)
     if not found.is_eval:
@@ -181,8 +182,9 @@ def examine_one(found: Found, chart: Chart, training: Training, model: ModelFact
     draws = 0 if found.is_eval else len(samples) * (dataset.repeats + 1)
     figures = {
         "draws": draws,
-        "share_of_draws": steps.draws.get(dataset.id, 0.0) / max(sum(steps.draws.values()), 1e-9),
+        "share_of_draws": steps.shares.get(dataset.id, 0.0),
         "batches": steps.batches.get(dataset.id, 0),
+        "batches_of_run": steps.run_batches.get(dataset.id, 0),
         "partial_batches": sum(row.last_batch > 0 for row in rows),
         "cropped_share": round(total_cut_share(samples), 4),
         "latent_cache_bytes": latent_bytes(((look.content, sample) for sample, look in zip(samples, found.looks)), model),
@@ -215,42 +217,6 @@ def check_sizes(found: Found, chart: Chart, training: Training, model: ModelFact
         chart.note_all("unusable", error.message.removeprefix(f"dataset '{chart.dataset}': "), error.hint or "")
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """What an epoch is made of."""
-
-    batches: Mapping[str, int]
-    """By dataset that is trained on."""
-    draws: Mapping[str, float]
-    """Images that an epoch draws, on average, by dataset."""
-    batches_per_epoch: int
-    steps_per_epoch: float
-
-
-def steps_of(found: Sequence[Found], training: Training) -> Steps:
-    """Count an epoch, as the run's own sampler does."""
-    trained = [one for one in found if not one.is_eval]
-    if not trained:
-        return Steps({}, {}, 0, 0.0)
-    size = training.train_batch_size
-    batches = {one.dataset.id: Sampler([one.group], size, training.seed).batches_per_epoch() for one in trained}
-    draws = {one.dataset.id: len(one.samples) * (one.dataset.repeats + 1) * one.dataset.probability for one in trained}
-    total = Sampler([one.group for one in trained], size, training.seed).batches_per_epoch()
-    return Steps(batches, draws, total, total / (training.gradient_accumulation_steps * training.num_processes))
-
-
-def balance(examined: Sequence[Examined]) -> list[Problem]:
-    """Say when some datasets are drawn very much more often than others."""
-    shares = Counter({one.id: one.figures["share_of_draws"] for one in examined if one.figures.get("draws")})
-    if len(shares) < 2:
-        return []
-    (most, high), (least, low) = shares.most_common()[0], shares.most_common()[-1]
-    if high < UNBALANCED * low:
-        return []
-    message = f"of all draws {percent(high)} are of {most!r} and {percent(low)} of {least!r}"
-    return [Problem("balance", f"{most}, {least}", message, share=high)]
-
-
 def totals_of(
     examined: Sequence[Examined], found: Sequence[Found], data: Data, model: ModelFacts, training: Training, steps: Steps
 ) -> dict[str, float]:
@@ -265,6 +231,7 @@ def totals_of(
         "skipped": sum(one.count_skipped for one in examined),
         "batches_per_epoch": steps.batches_per_epoch,
         "steps_per_epoch": steps.steps_per_epoch,
+        "steps": steps.total_steps,
         "images_per_step": training.train_batch_size * training.gradient_accumulation_steps * training.num_processes,
         "latent_cache_bytes": latents,
         "text_cache_bytes": text,

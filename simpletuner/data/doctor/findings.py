@@ -45,16 +45,20 @@ KINDS: Mapping[str, Kind] = {
     "aspect": Kind("warning", "Widen minimum_aspect_ratio and maximum_aspect_ratio to use them."),
     "no caption": Kind("warning", "Write a caption for each, or choose another caption_strategy."),
     "not drawn": Kind("note", "Raise max_num_samples to use them."),
+    "no companion": Kind("warning", "Add a file of the same name to its conditioning dataset, or take the image out."),
+    "other shape": Kind("warning", "Make the mask or reference of the same width over height as its image."),
     "empty caption": Kind("warning", "Write a caption, unless they are meant to be trained without words."),
     "long caption": Kind("warning", "Put what matters first, or raise tokenizer_max_length if the model can read more."),
     "repeated caption": Kind("note", "Say in each caption what is special in its image, unless one concept is to be learned from all."),
     "enlarged": Kind("warning", "Use larger originals, lower resolution, or leave them out with minimum_image_size."),
     "slightly enlarged": Kind("note", "Harmless for a few; minimum_image_size leaves them out."),
     "cropped away": Kind("warning", "Look whether what matters is still in the picture (--html draws the crops); crop: false keeps the whole image."),
+    "no face": Kind("note", "Look where they are cut (--html draws the crops), or move them to a dataset of another crop_style."),
     "extreme aspect": Kind("note", "minimum_aspect_ratio and maximum_aspect_ratio leave them out."),
     "lone bucket": Kind(
         "note", "Their batches are smaller. Raise repeats, add images of such shapes, or make fewer shapes by crop or a lower aspect_bucket_rounding."
     ),
+    "never drawn": Kind("warning", "Raise max_train_steps or num_train_epochs, or change start_epoch or start_step."),
     "balance": Kind("note", "Change repeats or probability if this is not meant."),
 }
 """The first words of every problem, as messages, JSON and page name it. The rules by which images are skipped are among them."""

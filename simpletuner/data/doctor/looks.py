@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from simpletuner.data.backend import DataBackend
 from simpletuner.data.faults import Header, look
@@ -43,6 +43,13 @@ class Look:
     """64 bits."""
     colours: bytes = b""
     """12 x 12 RGB; empty if the image is skipped."""
+    mirror_hash: int = 0
+    """The hash of its mirror image, which does not follow from its own."""
+
+    @property
+    def mirror_colours(self) -> bytes:
+        """The colours of its mirror image."""
+        return np.frombuffer(self.colours, dtype=np.uint8).reshape(COLOUR_SIDE, COLOUR_SIDE, 3)[:, ::-1].tobytes()
 
 
 def look_at(data: bytes, name: str, *, decodes: bool) -> Look:
@@ -62,7 +69,7 @@ def look_at(data: bytes, name: str, *, decodes: bool) -> Look:
     except DatasetError as error:  # the same rules as when training comes to it
         return Look(content, Header(fault="truncated" if "truncated" in error.message.lower() else "broken"))
     colours = small.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX).tobytes()
-    return Look(content, header, difference_hash(small), colours)
+    return Look(content, header, difference_hash(small), colours, difference_hash(ImageOps.mirror(small)))
 
 
 def difference_hash(image: Image.Image) -> int:

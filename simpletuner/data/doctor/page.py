@@ -12,12 +12,12 @@ from typing import Any
 
 from simpletuner.console import Console
 from simpletuner.data.backend import DataBackend
-from simpletuner.data.doctor.examine import is_eval
 from simpletuner.data.doctor.findings import Examined, Problem, Report, kind_of, percent
 from simpletuner.data.doctor.looks import in_threads
 from simpletuner.data.doctor.table import size_of, verdict
 from simpletuner.data.faults import RULES
 from simpletuner.data.images import decode_rgb
+from simpletuner.data.window import ALWAYS
 from simpletuner.errors import DatasetError
 from simpletuner.types import Sample
 
@@ -115,6 +115,7 @@ def content_of(report: Report, chosen: set[Key], thumbnails: Mapping[Key, str]) 
             ["images", f"{totals['images']:,.0f}"],
             ["skipped", f"{totals['skipped']:,.0f}"],
             ["steps an epoch", f"{totals['steps_per_epoch']:,.10g}"],
+            ["steps of the run", f"{totals['steps']:,.0f}"],
             ["images a step", f"{totals['images_per_step']:,.0f}"],
             ["latents on disk", size_of(totals["latent_cache_bytes"])],
             ["text on disk", size_of(totals["text_cache_bytes"])],
@@ -144,7 +145,7 @@ def dataset_of(one: Examined, chosen: set[Key], thumbnails: Mapping[Key, str]) -
     shown = [sample for sample in one.samples if (one.id, sample.name) in chosen]
     return {
         "id": one.id,
-        "is_eval": is_eval(one.dataset),
+        "is_eval": one.dataset.is_eval,
         "about": one.dataset.describe().removeprefix(f"{one.id}: "),
         "error": one.error,
         "facts": facts_of(one) if one.error is None else [],
@@ -172,9 +173,11 @@ def facts_of(one: Examined) -> list[tuple[str, str]]:
         ("tokens in the longest caption", f"{figures['longest_caption_tokens']:,.0f}"),
         ("of latents on disk", size_of(figures["latent_cache_bytes"])),
     ]
-    if not is_eval(one.dataset):
+    if not one.dataset.is_eval:
         batches = f"{figures['batches']:,.0f}" + (f", {figures['partial_batches']:,.0f} not full" if figures["partial_batches"] else "")
         facts[2:2] = [("of all draws", percent(figures["share_of_draws"])), ("batches an epoch", batches)]
+        if one.dataset.window != ALWAYS:
+            facts[4:4] = [(f"batches of the run, in {one.dataset.window}", f"{figures['batches_of_run']:,.0f}")]
     return facts
 
 

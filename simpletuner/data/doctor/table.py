@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from simpletuner.console import Console
-from simpletuner.data.doctor.examine import counts_of, is_eval
+from simpletuner.data.doctor.examine import counts_of
 from simpletuner.data.doctor.findings import Examined, Problem, Report, named, percent
+from simpletuner.data.window import ALWAYS
 
 BAR_CELLS = 24
 BUCKET_LINES = 12
@@ -28,7 +29,7 @@ def show(report: Report, console: Console) -> None:
 
 def row_of(one: Examined) -> tuple[str, ...]:
     """One dataset in the table."""
-    name = f"{one.id} (eval)" if is_eval(one.dataset) else one.id
+    name = f"{one.id} (eval)" if one.dataset.is_eval else one.id
     if one.error is not None:
         return (name, "unusable", *("-" for _ in COLUMNS[2:]))
     counts, figures = counts_of(one), one.figures
@@ -39,8 +40,8 @@ def row_of(one: Examined) -> tuple[str, ...]:
         f"{counts['images']:,}",
         f"{counts['skipped']:,}",
         f"{len(one.buckets):,}",
-        "-" if is_eval(one.dataset) else f"{figures['batches']:,.0f}",
-        "-" if is_eval(one.dataset) else percent(figures["share_of_draws"]),
+        "-" if one.dataset.is_eval else f"{figures['batches']:,.0f}",
+        "-" if one.dataset.is_eval else percent(figures["share_of_draws"]),
         percent(figures["cropped_share"]),
         f"{counts.get('enlarged', 0) + counts.get('slightly enlarged', 0):,}",
         f"{copies[0]:,} + {copies[1]:,}" if any(copies) else "0",
@@ -52,8 +53,13 @@ def row_of(one: Examined) -> tuple[str, ...]:
 def facts_of(report: Report) -> dict[str, str]:
     """The run in a few lines."""
     totals = report.totals
+    windowed = [one for one in report.datasets if one.dataset.window != ALWAYS and one.figures]
+    first = ", the first one" if windowed else ""
+    batches = f"{totals['batches_per_epoch']:,.0f} batches{first}"
+    parts = [f"{one.id} in {one.dataset.window}: {named(int(one.figures['batches_of_run']), 'batch', 'batches')}" for one in windowed]
     facts = {
-        "epoch": f"{totals['steps_per_epoch']:,.10g} steps of {totals['images_per_step']:,.0f} images ({totals['batches_per_epoch']:,.0f} batches)",
+        "epoch": f"{totals['steps_per_epoch']:,.10g} steps of {totals['images_per_step']:,.0f} images ({batches})",
+        "run": "; ".join([f"{totals['steps']:,.0f} steps", *parts]),
         "caches": f"about {size_of(totals['cache_bytes'])}: latents {size_of(totals['latent_cache_bytes'])}, "
         f"text {size_of(totals['text_cache_bytes'])}",
     }

@@ -48,6 +48,7 @@ class AuraFlow(UsualFamily):
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "AuraFlowPipeline"
     denoiser_class = "AuraFlowTransformer2DModel"
+    original_layout = "auraflow"
 
     # Before anything is loaded.
 

@@ -6,14 +6,16 @@ Letters: B batch, C latent channels, h w latent pixels, N image tokens (h/2 x w/
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.models.clip import encode_pooled
 from simpletuner.models.flow import flow_matching, pack, positions, unpack
-from simpletuner.models.text import TextEncoder, count_tokens, encode_unmasked
+from simpletuner.models.text import TextEncoder, count_tokens, encode_unmasked, mask_padding
 from simpletuner.models.usual import UsualFamily
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from simpletuner.diffusion.flow import FlowMatching
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 TEXT_TOKENS = {"schnell": 256}
 USUAL_TEXT_TOKENS = 512
 SHIFT = 3.0
+TEXT_MASK = "text_mask"
+"""What the denoiser's attention is told of the padding, until it is widened by the image's tokens."""
+
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+OF_TEXT = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+TEXT_FEED_FORWARD = ("ff_context.net.0.proj", "ff_context.net.2")
+WITH_FEED_FORWARD = (*ATTENTION, "ff.net.0.proj", "ff.net.2", *TEXT_FEED_FORWARD, "proj_mlp", "proj_out")
 
 
 class Flux(UsualFamily):
@@ -33,6 +42,7 @@ class Flux(UsualFamily):
         "dev": "black-forest-labs/FLUX.1-dev",
         "schnell": "black-forest-labs/FLUX.1-schnell",
         "fluxbooru": "terminusresearch/fluxbooru-v0.3",
+        "libreflux": "jimmycarter/LibreFlux-SimpleTuner",
     }
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 3.5}
     class_aliases: ClassVar = {
@@ -42,11 +52,25 @@ class Flux(UsualFamily):
         "JointTransformerBlock": ("FluxTransformerBlock",),
         "SingleTransformerBlock": ("FluxSingleTransformerBlock",),
     }
-    lora_targets = ("to_k", "to_q", "to_v", "to_out.0", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+    lora_targets = ATTENTION
+    lora_target_sets: ClassVar = {
+        "all": ATTENTION,
+        "context": OF_TEXT,
+        "context+ffs": (*OF_TEXT, *TEXT_FEED_FORWARD),
+        "all+ffs": WITH_FEED_FORWARD,
+        "all+ffs+embedder": (*WITH_FEED_FORWARD, "x_embedder"),
+        "ai-toolkit": (*WITH_FEED_FORWARD, "norm.linear", "norm1.linear", "norm1_context.linear"),
+        "mmdit": ("to_k", "to_q", "to_v", "to_out.0"),
+        "tiny": ("single_transformer_blocks.7.proj_out", "single_transformer_blocks.20.proj_out"),
+        "nano": ("single_transformer_blocks.7.proj_out",),
+    }
     parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "transformer", "scheduler")
     text_parts: ClassVar = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     pipeline_class = "FluxPipeline"
     denoiser_class = "FluxTransformer2DModel"
+    original_layout = "flux"
+    modelspec_architecture = "flux-1-dev"
+    kohya_base = "flux1"
     vae_has_shift = True
 
     @property
@@ -56,9 +80,10 @@ class Flux(UsualFamily):
     # Text.
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """`prompt` (B, T, D) of the T5, padding and all, and `pooled` (B, P) of the CLIP."""
+        """`prompt` (B, T, D) of the T5, padding and all, and `pooled` (B, P) of the CLIP; `mask` (B, T), zero at padding, if that is hidden."""
         clip, t5 = encoders
-        return {"prompt": encode_unmasked(t5, prompts, self.text_tokens), "pooled": encode_pooled(clip, prompts)}
+        encoded = {"prompt": encode_unmasked(t5, prompts, self.text_tokens), "pooled": encode_pooled(clip, prompts)}
+        return {**encoded, "mask": mask_padding(t5, prompts, self.text_tokens)} if self.hides_padding else encoded
 
     def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
         return count_tokens(encoders[1].tokenizer, prompts)  # the T5's: what the CLIP does not see of a long prompt, the T5 does
@@ -67,7 +92,21 @@ class Flux(UsualFamily):
     def text_tokens(self) -> int:
         return self.options.tokenizer_max_length or TEXT_TOKENS.get(self.source.flavour or "", USUAL_TEXT_TOKENS)
 
+    def text_fingerprint(self, memo_folder: Path | None = None) -> str:
+        return super().text_fingerprint(memo_folder) + (" with a mask" if self.hides_padding else "")
+
+    @property
+    def hides_padding(self) -> bool:
+        """Whether the denoiser is kept from seeing the T5's padding. The makers' models see it; LibreFlux was trained without."""
+        return self.options.flux_attention_masked_training or self.source.flavour == "libreflux"
+
     # Training.
+
+    def load_denoiser(self, dtype: torch.dtype, seed: int) -> nn.Module:
+        denoiser = super().load_denoiser(dtype, seed)
+        if self.hides_padding:
+            denoiser.register_forward_pre_hook(_mask_attention, with_kwargs=True)
+        return denoiser
 
     def process(self, options: Diffusion) -> FlowMatching:
         return flow_matching(options, SHIFT, options.distilled_guidance if self.denoiser_config.get("guidance_embeds") else None)
@@ -88,6 +127,7 @@ class Flux(UsualFamily):
             guidance=None if noised.guidance is None else noised.guidance.float(),
             img_ids=positions(height // 2, width // 2, like=prompt),
             txt_ids=prompt.new_zeros(prompt.shape[1], 3),
+            joint_attention_kwargs=self._attention(batch.text, device),
             return_dict=False,
         )[0]
         return unpack(velocity, height, width)
@@ -95,4 +135,24 @@ class Flux(UsualFamily):
     # Looking.
 
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"prompt_embeds": text["prompt"], "pooled_prompt_embeds": text["pooled"]}  # a distilled model takes no negative prompt
+        embeddings = {"prompt_embeds": text["prompt"], "pooled_prompt_embeds": text["pooled"]}  # a distilled model takes no negative prompt
+        return {**embeddings, "joint_attention_kwargs": self._attention(text, text["prompt"].device)}
+
+    def _attention(self, text: Mapping[str, Tensor], device: torch.device) -> dict[str, Any] | None:
+        return {TEXT_MASK: text["mask"].to(device)} if self.hides_padding else None
+
+
+def _mask_attention(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Make of a mask over text, (B, T), the one that attention wants: truth values over text and image, (B, 1, 1, T + N).
+
+    Here, because the denoiser alone knows how many image tokens there are when its pipeline calls it.
+    """
+    import torch
+
+    told = dict(named.get("joint_attention_kwargs") or {})
+    mask = told.pop(TEXT_MASK, None)
+    if mask is None:
+        return None
+    image = mask.new_ones(named["hidden_states"].shape[:2])  # (B, N)
+    told["attention_mask"] = torch.cat([mask.expand(len(image), -1), image], dim=1).bool()[:, None, None, :]
+    return arguments, {**named, "joint_attention_kwargs": told}

@@ -6,6 +6,8 @@ from simpletuner.models.stable_diffusion import StableDiffusion
 
 
 class StableDiffusion1(StableDiffusion):
+    modelspec_architecture = "stable-diffusion-v1"
+    kohya_base = "sd_v1"
     flavours: ClassVar = {
         "dreamshaper": "Lykon/dreamshaper-8",
         "1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",

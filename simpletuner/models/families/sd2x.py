@@ -8,6 +8,8 @@ from simpletuner.models.stable_diffusion import StableDiffusion
 
 
 class StableDiffusion2(StableDiffusion):
+    modelspec_architecture = "stable-diffusion-v2-768-v"
+    kohya_base = "sd_v2_768_v"
     flavours: ClassVar = {
         "2.1": "stabilityai/stable-diffusion-2-1",
         "2.0": "stabilityai/stable-diffusion-2",

@@ -46,6 +46,9 @@ class StableDiffusion3(UsualFamily):
     text_parts = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"), ("text_encoder_3", "tokenizer_3"))
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser_class = "SD3Transformer2DModel"
+    original_layout = "sd3"
+    modelspec_architecture = "stable-diffusion-3.5-medium"
+    kohya_base = "sd3"
     vae_has_shift = True
 
     @property

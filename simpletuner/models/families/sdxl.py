@@ -29,6 +29,9 @@ class StableDiffusionXL(UNetFamily):
     parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "unet", "scheduler")
     text_parts = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     pipeline_class = "StableDiffusionXLPipeline"
+    original_layout = "sdxl"
+    modelspec_architecture = "stable-diffusion-xl-v1-base"
+    kohya_base = "sdxl_base_v1-0"
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D), both encoders' states side by side, and `pooled` (B, P) of the second."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from lycoris import LycorisNetwork
+from lycoris.wrapper import network_module_dict
 from torch import nn
 
 from simpletuner.errors import ConfigError
@@ -237,3 +240,69 @@ def test_without_targets_attention_and_feed_forward_are_adapted(make_denoiser, m
 
     assert any("_attn_" in name for name in adapter.parameters())
     assert any("_ff_" in name for name in adapter.parameters())
+
+
+ALGORITHMS = {
+    **{name: {"linear_dim": 4, "linear_alpha": 2} for name in ("lora", "locon", "loha", "lokr", "glora", "dylora", "tlora")},
+    **{name: {"linear_dim": 4} for name in ("diag-oft", "boft")},
+    "full": {},
+    "ia3": {},
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_of_the_library_learns_and_leaves_the_base_as_it_was(name, make_denoiser, make_adapter, run, tmp_path):
+    assert set(ALGORITHMS) == set(network_module_dict)
+    denoiser, plain = make_denoiser(), run(make_denoiser())
+    adapter = make_adapter({"algo": name, **ALGORITHMS[name], "apply_preset": {"target_module": ["Attention"]}})
+    adapter.attach(denoiser)
+    target = plain.detach() + 1
+    optimizer = torch.optim.Adam(adapter.parameters().values(), 1e-5)
+    losses = []
+    for step in range(6):
+        torch.manual_seed(step)
+        loss = (run(denoiser) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    adapter.train(False)
+    trained = run(denoiser)
+
+    adapter.set_strength(0.0)
+    assert torch.equal(run(denoiser), plain)
+    adapter.set_strength(1.0)
+    assert torch.equal(run(denoiser), trained)
+    adapter.set_strength(0.5)
+    assert not torch.equal(run(denoiser), trained)
+    assert min(losses) < 0.9999 * losses[0]
+
+    again, other = make_adapter({"algo": name, **ALGORITHMS[name], "apply_preset": {"target_module": ["Attention"]}}), make_denoiser()
+    again.attach(other)
+    adapter.save(tmp_path, {})
+    again.load(tmp_path)
+    again.train(False)
+    assert torch.equal(run(other), trained)
+
+
+def test_dylora_draws_its_ranks_from_the_runs_generator(make_denoiser, make_adapter, run, perturb):
+    denoiser = make_denoiser()
+    adapter = make_adapter({"algo": "dylora", "linear_dim": 8, "block_size": 2, "apply_preset": {"target_module": ["Attention"]}})
+    adapter.attach(denoiser)
+    perturb(adapter)
+
+    def answer(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        random.seed(seed + 1)
+        return run(denoiser)
+
+    assert torch.equal(answer(1), answer(1))
+    assert not torch.equal(answer(1), answer(2))
+
+
+def test_of_ia3_it_is_said_that_the_library_cannot_load_it(make_denoiser, make_adapter):
+    adapter = make_adapter({"algo": "ia3", "apply_preset": {"target_module": ["Attention"]}})
+
+    attached = adapter.attach(make_denoiser())
+
+    assert any("cannot load files of algo ia3" in note for note in attached.notes)

@@ -38,6 +38,8 @@ RECIPES = {
     "loha": {"algo": "loha", "linear_dim": 4, "linear_alpha": 1, "apply_preset": ATTENTION},
     "glora": {"algo": "glora", "linear_dim": 4, "linear_alpha": 1, "apply_preset": ATTENTION},
     "diag-oft": {"algo": "diag-oft", "linear_dim": 4, "apply_preset": ATTENTION},
+    "full": {"algo": "full", "apply_preset": ATTENTION},
+    "dylora": {"algo": "dylora", "linear_dim": 8, "linear_alpha": 2, "block_size": 4, "apply_preset": ATTENTION},
     "lora inside lokr": {**LOKR, "apply_preset": {**ATTENTION, "module_algo_map": {"FeedForward": {"algo": "lora", "dim": 2, "alpha": 1}}}},
 }
 
@@ -52,6 +54,7 @@ def test_the_library_loads_the_file_on_a_plain_transformer_and_answers_the_same(
     trained, adapter, plain = make_denoiser(), make_adapter(recipe), make_denoiser()
     attached = adapter.attach(trained)
     perturb(adapter, 0.05)
+    adapter.train(False)
     adapter.save(tmp_path, {})
     network, weights = create_lycoris_from_weights(1.0, str(tmp_path / ADAPTER_FILE), plain)
     base = run(make_denoiser())

@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from simpletuner.adapters.adapter import ADAPTER_FILE
+from simpletuner.adapters.adapter import ADAPTER_FILE, Targets
+from simpletuner.adapters.kinds.standard import Standard
 from simpletuner.errors import ConfigError
+from simpletuner.options.adapters import Adapters
 
 VARIANTS = {
     "plain": {},
@@ -172,3 +174,23 @@ def test_the_snippet_is_python(make_adapter):
 
     compile(text, "snippet", "exec")
     assert "load_lora_weights('output')" in text
+
+
+@pytest.mark.parametrize(("name", "modules"), [("context", 3), (None, 2)])
+def test_a_set_of_targets_is_chosen_by_its_name(name, modules, make_denoiser):
+    targets = Targets(suffixes=("to_q",), presets={"context": ("add_q_proj", "add_k_proj", "add_v_proj")})
+
+    attached = Standard(Adapters(flux_lora_target=name), targets).attach(make_denoiser())
+
+    assert attached.modules == modules
+
+
+def test_a_set_of_targets_that_is_not_there_is_refused_with_those_that_are(make_denoiser):
+    targets = Targets(suffixes=("to_q",), presets={"context": ("add_q_proj",), "all": ("to_q",)})
+
+    with pytest.raises(ConfigError, match="flux_lora_target 'contxt' is unknown") as refused:
+        Standard(Adapters(flux_lora_target="contxt"), targets).attach(make_denoiser())
+    with pytest.raises(ConfigError, match="this family has no sets of targets"):
+        Standard(Adapters(flux_lora_target="all"), Targets(suffixes=("to_q",))).attach(make_denoiser())
+
+    assert "did you mean 'context'?" in refused.value.hint

@@ -169,7 +169,7 @@ def test_a_missing_file_is_named_without_secrets(backend, client):
 )
 def test_the_place_says_what_is_wrong_with_it(put, backend, keys, problem, monkeypatch):
     put(**{"a.png": b"x"})
-    monkeypatch.setattr("simpletuner.data.backends.aws.TRIES", 1)
+    monkeypatch.setattr("simpletuner.data.bucket.TRIES", 1)
 
     fault = backend(**keys).missing()
 

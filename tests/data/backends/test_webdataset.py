@@ -3,9 +3,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import sqlite3
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -274,3 +276,90 @@ def test_a_name_that_is_no_text_is_unreadable(shards):
 
     assert sorted(entry.fault or "" for entry in entries) == ["", "unreadable"]
     assert all(entry.name.encode() for entry in entries)
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The files that are opened from here on, other than by SQLite."""
+    names: list[str] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *mode, **how: [names.append(self.name), real(self, *mode, **how)][1])
+    return names
+
+
+@pytest.fixture
+def start(shards):
+    """Open the place `shards` as a new start does, and list it."""
+
+    def run(**keys):
+        place = shards(**keys)
+        place.keep_in(Path("cache/index"))
+        return place, list(place.list())
+
+    return run
+
+
+def test_a_second_start_opens_no_shard_and_lists_the_same(start, opened):
+    write_tar(Path("shards/one.tar"), {"a.png": b"aa", "a.txt": b"a cat\na dog", "b.png": b"b", "b.json": b'{"caption": ["x", "y"]}'})
+    write_tar(Path("shards/two.tar"), {"../c.png": b"c", "d.png": b"dddd", "e.png": link("e.png", "d.png"), "caf\udce9.png": b"f"})
+    Path("shards/bad.tar").write_bytes(b"no tar file")
+    _, first = start()
+    assert set(opened) == {"one.tar", "two.tar", "bad.tar"}
+    opened.clear()
+
+    place, second = start()
+
+    assert opened == []
+    assert second == first and {entry.fault for entry in second} == {None, "outside", "unreadable", "broken"}
+    assert place.read("two.tar/d.png") == b"dddd" and opened == ["two.tar"]
+
+
+def test_only_shards_that_changed_are_opened_again_and_those_that_are_gone_are_forgotten(start, opened):
+    for name in ("a", "b", "c"):
+        write_tar(Path(f"shards/{name}.tar"), {"x.png": b"x", "x.txt": name.encode()})
+    start()
+    write_tar(Path("shards/b.tar"), {"x.png": b"x", "x.txt": b"n"})
+    os.utime("shards/b.tar", ns=(7, 7))
+    Path("shards/c.tar").unlink()
+    opened.clear()
+
+    _, entries = start()
+
+    assert set(opened) == {"b.tar"}
+    assert {entry.name: entry.captions for entry in entries if entry.captions} == {"a.tar/x.png": ("a",), "b.tar/x.png": ("n",)}
+    with closing(sqlite3.connect("cache/index/tars/set.sqlite")) as base:
+        assert {os.fsdecode(path) for (path,) in base.execute("SELECT path FROM shards")} == {os.path.abspath(f"shards/{name}.tar") for name in "ab"}
+
+
+def test_captions_are_read_when_they_are_first_asked_for_and_split_as_asked(start, opened):
+    write_tar(Path("shards/x.tar"), {"a.png": b"a", "a.txt": b"one\ntwo"})
+    start(caption_strategy="filename")
+    opened.clear()
+
+    asked = start()[1][0].captions
+    assert opened
+    opened.clear()
+
+    assert (asked, start(disable_multiline_split=True)[1][0].captions) == (("one", "two"), ("one\ntwo",))
+    assert opened == []
+
+
+def test_a_damaged_book_is_made_anew(start):
+    write_tar(Path("shards/x.tar"), {"a.png": b"a"})
+    _, first = start()
+    Path("cache/index/tars/set.sqlite").write_bytes(b"no database" * 100)
+
+    assert start()[1] == first == start()[1]
+
+
+def test_a_run_keeps_its_book_beside_the_index(plan_of, console, save, opened):
+    data = save("0.png").read_bytes()
+    write_tar(Path("shards/x.tar"), {"a.png": data, "a.txt": b"a cat"})
+    entry = {"id": "set", "type": "webdataset", "source": "shards", "caption_strategy": "webdataset"}
+    first = discover(plan_of(entry).datasets[0], Path("cache/index"), 0, console)
+    opened.clear()
+
+    second = discover(plan_of(entry).datasets[0], Path("cache/index"), 0, console)
+
+    assert "x.tar" not in opened
+    assert second.samples[0].captions == first.samples[0].captions == ("a cat",)

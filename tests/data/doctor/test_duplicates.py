@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simpletuner
-from simpletuner.data.doctor.duplicates import BITS, CROWD, near_pairs, same_groups
+from simpletuner.data.doctor.duplicates import BITS, CROWD, near_pairs, same_groups, twin_pairs
 from simpletuner.data.doctor.looks import look_at
 
 PLAIN = bytes(48)
@@ -31,6 +31,10 @@ def flip(hash, bits):
     return hash
 
 
+def mirrored_twins(looks):
+    return twin_pairs([look.hash for look in looks], [look.colours for look in looks], [(look.mirror_hash, look.mirror_colours) for look in looks])
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 63), max_size=8), st.sampled_from([0, 10, 60])), max_size=40),
     st.lists(st.integers(0, 2**64 - 1), min_size=4, max_size=4),
@@ -48,10 +52,19 @@ def test_handwritten_digits_of_many_hands_are_no_duplicates():
 
     assert len(files) > 100
     assert near_pairs([look.hash for look in looks], [look.colours for look in looks]) == []
+    assert mirrored_twins(looks) == []
 
 
 def test_same_hash_with_other_colours_is_no_duplicate():
     assert near_pairs([5, 5, 5], [bytes(48), bytes([255]) * 48, bytes([3]) * 48]) == [(0, 2)]
+
+
+def test_a_mirror_image_is_a_twin_and_its_own_mirror_image_is_none():
+    paint = bytes(48)
+
+    one, other, third = 0xFFFF, 0xFFFF << 24, 0xFFFF << 48
+    assert twin_pairs([one, other, third], [paint] * 3, [(other, paint), (one, paint), (third, paint)]) == [(0, 1, True)]
+    assert twin_pairs([one, one], [paint] * 2, [(one, paint)] * 2) == [(0, 1, False)]  # alike as they are, which says more
 
 
 def test_equal_digests_are_grouped_and_unread_files_are_not():

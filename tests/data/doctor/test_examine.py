@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+from simpletuner.data.backends.local import LocalBackend
 from simpletuner.data.discover import discover
 from simpletuner.data.doctor.as_json import as_json
 from simpletuner.data.doctor.findings import KINDS, Problem
 from simpletuner.data.doctor.table import PROBLEMS_SHOWN, show
 from simpletuner.data.geometry import fit
+from simpletuner.data.index import digest
 from simpletuner.errors import ConfigError
 from simpletuner.types import Size
 from tests.builders.demonstration import MODEL, encoded, landscape
+from tests.builders.portrait import portrait
 
 GOOD = {"id": "good", "instance_data_dir": "images"}
 
@@ -76,6 +79,45 @@ def test_an_image_that_only_decoding_finds_broken_is_skipped_and_the_next_start_
     assert report.is_usable
     again = discover(dataset_of(id="good"), workplace / "cache/index", 42, console)
     assert again.skipped == {"broken": ("bad.webp",)} and again.samples[0].content != ""
+
+
+def test_a_run_after_the_doctor_reads_no_image_to_know_its_contents(draw, check, workplace, dataset_of, console, monkeypatch):
+    for number in range(3):
+        draw(f"images/{number}.png", seed=number)
+    check(GOOD)
+
+    monkeypatch.setattr(LocalBackend, "read", lambda self, name: pytest.fail(f"{name} was read"))
+    samples = discover(dataset_of(id="good"), workplace / "cache/index", 42, console).samples
+
+    assert [sample.content for sample in samples] == [digest((workplace / "images" / sample.name).read_bytes()) for sample in samples]
+
+
+def test_images_without_a_face_are_listed_where_faces_are_wanted(workplace, check, problems):
+    (workplace / "images").mkdir()
+    portrait(320, 160, (230, 80, 110)).save(workplace / "images/face.png")
+    portrait(320, 160).save(workplace / "images/none.png")
+
+    report = check({**GOOD, "crop": True, "crop_style": "face"})
+
+    assert [(one.files, one.message) for one in problems(report, "no face")] == [(("none.png",), "1 image without a face that was found")]
+    [backend] = as_json(report)["backends"]
+    left = {image["file"]: image["crop"][0] for image in backend["images"]}
+    assert left["face.png"] == pytest.approx(64 * 230 / 320 - 16, abs=2)
+
+
+def test_pictures_without_their_mask_are_skipped_as_the_run_skips_them(draw, check, workplace):
+    for number in range(3):
+        draw(f"images/{number}.png", seed=number)
+    for number in range(2):
+        draw(f"masks/{number}.png", seed=number)
+
+    report = check(
+        {**GOOD, "conditioning_data": "masks"},
+        {"id": "masks", "dataset_type": "conditioning", "instance_data_dir": "masks", "conditioning_type": "mask"},
+    )
+
+    assert [one.skipped for one in report.datasets] == [{"no companion": ("2.png",)}]
+    assert len(report.datasets[0].samples) == 2 and report.is_usable
 
 
 def test_one_unusable_dataset_hides_no_other(draw, check, workplace):

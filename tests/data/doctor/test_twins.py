@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+from PIL import ImageOps
+
 from simpletuner.data.doctor.table import verdict
 from tests.builders.demonstration import landscape
 
@@ -29,6 +31,21 @@ def test_copies_in_one_dataset_name_each_other(draw, check, problems, workplace)
     assert complaints(report, "set", "z.png") == ["exact duplicate: 1.png"]
     assert complaints(report, "set", "2.png") == ["near duplicate: y.jpg"]
     assert complaints(report, "set", "3.png") == []
+
+
+def test_a_mirrored_copy_is_a_near_duplicate_and_says_so(draw, check, problems, workplace):
+    for number in range(4):
+        draw(f"train/{number}.png", 96, 64, seed=number)
+    draw("held/new.png", 96, 64, seed=50)
+    ImageOps.mirror(landscape(96, 64, 2)).resize((192, 128)).save(workplace / "train/y.jpg", quality=90)
+    ImageOps.mirror(landscape(96, 64, 3)).save(workplace / "held/three.png")
+
+    report = check(TRAIN, {**HELD, "dataset_type": "eval"})
+
+    assert complaints(report, "train", "2.png") == ["near duplicate: y.jpg (mirrored)"]
+    assert complaints(report, "train", "y.jpg") == ["near duplicate: 2.png (mirrored)"]
+    assert complaints(report, "held", "three.png") == ["near leak: nearly the same train/3.png (mirrored)"]
+    assert problems(report, "exact duplicate") == problems(report, "leak") == []
 
 
 def test_a_picture_on_both_sides_of_evaluation_is_a_leak_and_comes_first(draw, check, problems, workplace):

@@ -1,0 +1,148 @@
+"""Write an adapter in the layout of other software, and read it back as that software does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from simpletuner.adapters import weights
+from simpletuner.adapters.applying import Applied, apply_file
+from simpletuner.adapters.changes import Changes, algorithm_of, rank_of, scale_of
+from simpletuner.adapters.formats import diffusers as diffusers_format
+from simpletuner.adapters.kinds.lycoris import apply_as_the_library
+from simpletuner.adapters.reading import shown
+from simpletuner.console import Console
+from simpletuner.errors import ConfigError, SimpleTunerError
+from simpletuner.training.compare import Comparison, compare
+from simpletuner.training.finished import Finished
+from simpletuner.training.probe import make_probe
+
+FORMATS = ("diffusers", "kohya", "comfyui", "lycoris")
+OF_OTHER_LAYOUTS = ("lora_adapter_metadata", "lycoris_config", "modelspec.hash_sha256", "sshs_model_hash")
+"""What a header says of the layout that it was written in, and of nothing else."""
+PLAIN_NETWORK, LYCORIS_NETWORK = "networks.lora", "lycoris.kohya"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a reader made of a file."""
+
+    reader: str
+    layers: int
+    missing: tuple[str, ...]
+    """Layers that were trained and that the reader left as they were."""
+    unused: tuple[str, ...]
+    """Keys of the file that meant nothing to it."""
+    comparison: Comparison
+
+    @property
+    def is_good(self) -> bool:
+        return not self.missing and not self.unused and self.comparison.is_equal
+
+    def said(self) -> str:
+        keys = "no key missing or unused"
+        if self.missing or self.unused:
+            keys = "; ".join(f"{len(names)} {what} ({shown(names)})" for what, names in (("missing", self.missing), ("unused", self.unused)) if names)
+        return f"{self.reader} reads {self.layers} layers, {keys}; {self.comparison.said()}"
+
+
+def export(finished: Finished, layout: str, file: Path, checks: bool, console: Console) -> None:
+    """Write an adapter to `file` in a layout of `FORMATS`.
+
+    Args:
+        checks: whether to read it back; a file that its reader does not understand is then deleted again.
+
+    Raises:
+        ConfigError: the layout cannot hold this adapter.
+        SimpleTunerError: the check failed.
+    """
+    if file.resolve() == finished.file.resolve():
+        raise ConfigError(f"{file} is the adapter itself", hint="Give another --output.")
+    writer = importlib.import_module(f"simpletuner.adapters.formats.{layout}")
+    tensors: Mapping[str, Tensor] = writer.write(finished.changes, finished.layout)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    weights.write(file, tensors, {**header(finished.metadata(), finished.changes, layout), **_peft(finished, layout)})
+    console.say(f"{file}: {len(finished.changes)} layers, {len(tensors)} tensors, {file.stat().st_size / 1e6:.1f} MB")
+    if checks:
+        checked = check(finished, layout, file)
+        console.say(checked.said())
+        if not checked.is_good:
+            file.unlink()
+            raise SimpleTunerError(
+                f"{file} is not what was trained to {checked.reader}, and was deleted", hint="Use another format; and please report this."
+            )
+
+
+def header(said: Mapping[str, str], changes: Changes, layout: str) -> dict[str, str]:
+    """What a file says of itself: what the run's own file said, and the network's size where kohya's scripts look for it."""
+    kept = {key: value for key, value in said.items() if key not in OF_OTHER_LAYOUTS}
+    algorithms = sorted({algorithm_of(parts) for parts in changes.values()})
+    ranks = [(rank, rank * (1.0 if layout == "diffusers" else scale_of(parts))) for parts in changes.values() if (rank := rank_of(parts))]
+    network = {"ss_network_module": PLAIN_NETWORK if algorithms == ["lora"] else LYCORIS_NETWORK}
+    if ranks:
+        rank, alpha = max(set(ranks), key=ranks.count)
+        network |= {"ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}
+    if algorithms != ["lora"]:
+        network["ss_network_args"] = json.dumps({"algo": algorithms[0]})
+    return {**kept, "format": "pt", **network}
+
+
+def _peft(finished: Finished, layout: str) -> dict[str, str]:
+    if layout != "diffusers":
+        return {}
+    return {"lora_adapter_metadata": diffusers_format.settings(finished.changes, finished.layout)}
+
+
+def check(finished: Finished, layout: str, file: Path) -> Checked:
+    """Let the layout's reader put a file on a clean model, and compare one call of it with the trained model's.
+
+    One model is in memory at a time.
+    """
+    probe = make_probe(finished.family, finished.config.diffusion)
+    plain, trained = probe(finished.base()), probe(finished.trained())
+    denoiser = finished.base()
+    applied, reader = READERS[layout](finished, denoiser, file)
+    return Checked(
+        reader=reader,
+        layers=len(applied.layers),
+        missing=tuple(sorted(set(finished.changes) - applied.layers)),
+        unused=applied.unused,
+        comparison=compare(plain, trained, probe(denoiser)),
+    )
+
+
+def _by_diffusers(finished: Finished, denoiser: nn.Module, file: Path) -> tuple[Applied, str]:
+    """`load_lora_weights` of the family's pipeline."""
+    pipeline = finished.family.pipeline(denoiser, None, finished.config.diffusion)  # type: ignore[arg-type]  # nothing is sampled
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    folder = finished.layout.folder
+    loaded = {name for name, _ in denoiser.named_parameters() if ".lora_" in name}
+    keys = {f"{folder}.{name}".replace(".default_0", "").replace("magnitude_vector.weight", "magnitude_vector") for name in loaded}
+    unused = [key for key in weights.read(file) if key not in keys]
+    return Applied(frozenset(name.split(".lora_")[0] for name in loaded), tuple(unused)), f"{type(pipeline).__name__}.load_lora_weights"
+
+
+def _by_lycoris(finished: Finished, denoiser: nn.Module, file: Path) -> tuple[Applied, str]:
+    return apply_as_the_library(file, denoiser), "lycoris.create_lycoris_from_weights"
+
+
+def _by_names(layout: str, reader: str) -> Callable[[Finished, nn.Module, Path], tuple[Applied, str]]:
+    def read(finished: Finished, denoiser: nn.Module, file: Path) -> tuple[Applied, str]:
+        names: Any = importlib.import_module(f"simpletuner.adapters.formats.{layout}").name_layers(finished.layout)
+        return apply_file(denoiser, weights.read(file), names), reader
+
+    return read
+
+
+READERS: dict[str, Callable[[Finished, nn.Module, Path], tuple[Applied, str]]] = {
+    "diffusers": _by_diffusers,
+    "lycoris": _by_lycoris,
+    "kohya": _by_names("kohya", "the key map of kohya's scripts"),
+    "comfyui": _by_names("comfyui", "the key map of ComfyUI"),
+}
