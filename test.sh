@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment once, then runs the linters, the type checker and the tests: ./test.sh [options of pytest].
+# Makes the environment once, then runs the linters, the type checker and the tests, on two processes: [TEST_WORKERS=n] ./test.sh [options of pytest].
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/scripts/environment.sh"
@@ -11,4 +11,4 @@ bin="$here/.venv/bin"
 "$bin/python" -m mypy
 # The models of the tests are tiny: a second thread gains nothing, and beside other work on the machine it waits for ages.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$bin/python" -m pytest "$@"
+exec "$bin/python" -m pytest -n "${TEST_WORKERS:-2}" --dist loadscope "$@"

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "simpletuner"
 FLOORS = {
     **dict.fromkeys(("errors", "types", "console", "plugins", "randomness", "relaxed_json", "__init__"), 1),
     **dict.fromkeys(("options", "diffusion"), 2),
-    **dict.fromkeys(("models", "adapters", "memory", "optim", "data", "reporting"), 3),
+    **dict.fromkeys(("models", "adapters", "memory", "optim", "data", "reporting", "importers"), 3),
     "training": 4,
     "cli": 5,
     "__main__": 6,

@@ -24,6 +24,11 @@ def adaptable(denoiser: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in denoiser.named_modules() if isinstance(module, ADAPTABLE)}
 
 
+def grouped(denoiser: nn.Module) -> list[str]:
+    """Names of convolutions that keep groups of channels apart, which the LyCORIS library (to 4.1 at least) takes for whole ones and breaks on."""
+    return [name for name, module in denoiser.named_modules() if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1]
+
+
 def layout_of(denoiser: nn.Module, folder: str, original: str | None) -> Layout:
     """What the file formats need to know of a denoiser, before anything is put on it."""
 

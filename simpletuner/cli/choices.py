@@ -73,7 +73,12 @@ def idle_of(models: Models) -> Mapping[str, str]:
 
 def _family_sentence(name: str) -> str:
     flavours = ", ".join(f"`{flavour}` ({source})" for flavour, source in family_of(name).flavours.items())
-    return f"{_first_line(f'{FAMILIES}.{name}')} Flavours: {flavours}."
+    return f"{summary_of(name)} Flavours: {flavours}."
+
+
+def summary_of(family: str) -> str:
+    """What a family is, in a sentence."""
+    return _first_line(f"{FAMILIES}.{family}")
 
 
 def _first_line(module: str) -> str:

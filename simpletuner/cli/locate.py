@@ -24,7 +24,8 @@ class Place:
     @property
     def name(self) -> str:
         """What the config is called where it is spoken of."""
-        return f"example {self.example.name}" if self.example else str(self.config)
+        other = "" if self.config.stem == "config" else f"/{self.config.stem}"
+        return f"example {self.example.name}{other}" if self.example else str(self.config)
 
 
 def find_config(config: str | None, example: str | None, env: str | None, environ: Mapping[str, str]) -> Place:
@@ -61,7 +62,13 @@ def examples() -> dict[str, Path]:
 
 
 def _example(name: str) -> Place:
+    """An example by name; `name/other` is its file other.json, where there is one."""
     found = examples()
+    name, _, other = name.partition("/")
+    if other and name in found:
+        if not (found[name] / f"{other}.json").is_file():
+            raise ConfigError(f"example {name} has no {other}.json", hint=f"Leave out /{other}; its README says what there is.")
+        return Place(found[name] / f"{other}.json", found[name])
     if name not in found:
         raise ConfigError(f"{name!r} is not an embedded example", hint=choose(name, found, "examples"))
     return Place(found[name] / "config.json", found[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, cast
@@ -67,7 +68,7 @@ def run(words: Sequence[str]) -> int:
         print(f"simpletuner {__version__}")
         return 0
     name, rest = words[0], list(words[1:])
-    known = plugins.names(COMMANDS)
+    known = names()
     if name not in known:
         raise ConfigError(f"there is no command {name!r}", hint=choose(name, known, "commands"))
     command = load(name)
@@ -91,9 +92,14 @@ def run(words: Sequence[str]) -> int:
 
 
 def load(name: str) -> Command:
-    return cast(Command, importlib.import_module(f"{COMMANDS}.{name}"))
+    return cast(Command, importlib.import_module(f"{COMMANDS}.{name}_" if keyword.iskeyword(name) else f"{COMMANDS}.{name}"))
+
+
+def names() -> list[str]:
+    """The commands. A file whose command is a word of Python has an underscore behind its name."""
+    return [name.rstrip("_") for name in plugins.names(COMMANDS)]
 
 
 def overview() -> str:
     """The help of the whole program."""
-    return HEAD + "".join(f"  {name:<12} {load(name).help}\n" for name in plugins.names(COMMANDS)) + TAIL
+    return HEAD + "".join(f"  {name:<12} {load(name).help}\n" for name in names()) + TAIL

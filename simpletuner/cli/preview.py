@@ -8,6 +8,7 @@ from simpletuner.adapters.adapter import kind_of
 from simpletuner.adapters.lycoris_file import read_lycoris
 from simpletuner.cli.choices import family_of
 from simpletuner.console import Console
+from simpletuner.data.held_out import held_out_of, idle_notes
 from simpletuner.data.plan import load_plan
 from simpletuner.models.family import ModelFamily
 from simpletuner.optim import catalogue, notes
@@ -38,11 +39,13 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
     console.facts(parts_of(config, family))
     alignment_px = family.alignment_px if knows_alignment(family) else USUAL_ALIGNMENT_PX
     plan = load_plan(config.data.data_backend_config, config.data, variables, alignment_px=alignment_px)
+    held_out_of(config.validation, plan)
     console.heading("Datasets")
     for line in plan.describe():
         console.say(f"  {line}")
     console.say()
-    for note in (*loaded.notes, *family.notes(), *family.objective_notes(config.diffusion), *notes.notes(config.optim), *plan.notes):
+    of_model, of_data = (*family.notes(), *family.objective_notes(config.diffusion)), (*plan.notes, *idle_notes(config.validation, config.data, plan))
+    for note in (*loaded.notes, *of_model, *notes.notes(config.optim), *of_data):
         console.say(f"note: {note}")
     console.say("\nNothing was loaded or written, and no picture was opened: `simpletuner dataset check` does that. Without --dry-run this trains.")
 
@@ -73,11 +76,11 @@ def written(value: object) -> str:
 
 def is_here(family: ModelFamily) -> bool:
     """Whether every part of the model is on this machine, so that asking for its facts asks no hub."""
-    return family.source.is_here and not any(family.source.is_replaced(part) for part in family.parts)
+    return family.source.is_here
 
 
 def knows_alignment(family: ModelFamily) -> bool:
-    return is_here(family) or (family.source.is_released and not any(family.source.is_replaced(part) for part in family.parts))
+    return is_here(family) or (family.source.is_released and not any(family.source.is_replaced(part) for part in (family.denoiser_folder, "vae")))
 
 
 def count_pictures(options: Validation, seed: int, family: ModelFamily) -> int:
@@ -108,7 +111,8 @@ def parts_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
     shown = count_pictures(config.validation, config.training.seed, family)
     return {
         "model": f"{models.model_family} from {family.source_name()}",
-        "text encoders, VAE": models.pretrained_vae_model_name_or_path or family.source_name(),
+        "text encoders": models.pretrained_t5_model_name_or_path or family.source_name(),
+        "VAE": models.pretrained_vae_model_name_or_path or family.source_name() if family.source.has_vae else "none: trains on pixels",
         family.denoiser_folder: f"{replaced or family.source_name()}, {how}",
         "learns": adapter,
         "optimizer": config.optim.optimizer,

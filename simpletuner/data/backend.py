@@ -189,6 +189,8 @@ class Entry:
     """Alternatives that the place itself knows, e.g. from a column of a table; None if it knows none."""
     size: Size | None = None
     """Upright width and height that the place itself knows, so that the file need not be opened to find its bucket."""
+    shown: str | None = None
+    """With `fault`, how it is called where `name` is not what the user wrote."""
 
 
 class DataBackend(ABC):

@@ -141,9 +141,9 @@ class Bucket:
             for is_last in (*[False] * (TRIES - 1), True):
                 try:
                     answer = self._client.get_object(Bucket=self._options.aws_bucket_name, Key=self._prefix + name, **headers)
-                    if limit_bytes is not None and answer["ContentLength"] >= limit_bytes:  # replaced by a larger one since it was listed
-                        raise DatasetError(f"{self.where(name)} has {limit_bytes:,} bytes or more", hint="Take it out of the dataset.")
                     with closing(answer["Body"]) as body:  # as its own context it gives the bare stream, which does not count its bytes
+                        if limit_bytes is not None and answer["ContentLength"] >= limit_bytes:  # replaced by a larger one since it was listed
+                            raise DatasetError(f"{self.where(name)} has {limit_bytes:,} bytes or more", hint="Take it out of the dataset.")
                         return bytes(body.read())
                 except exceptions.ClientError as error:
                     if error.response.get("Error", {}).get("Code") == "InvalidRange":  # behind the last byte there is none

@@ -11,24 +11,26 @@ files are locked (flock), so that a file nobody holds is known to be left over.
 Reads: an entry is asked for by its range, and the shard it lies in is then fetched whole, behind the reader's back, as long as
 there is room for copies. With n entries in s shards that is s requests and a few, for all epochs, instead of n for each; and
 none at all for what this machine made itself, since an uploaded shard stays as a copy. When the room is used up nothing is
-thrown out: each epoch reads everything once, so what was read last is no likelier to be read next.
+thrown out: each epoch reads everything once, so what was read last is no likelier to be read next. What counts is in the bucket:
+a copy in which anything is damaged is deleted and read no more.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from simpletuner.data.bucket import Bucket, FileNotThereError
-from simpletuner.data.shelf import OPEN, SEALED, Item, Shelf
+from simpletuner.data.shelf import OPEN, SEALED, Item, Shelf, sync_folder
 from simpletuner.errors import DatasetError
 
 COPIES = ".copies"
@@ -44,6 +46,11 @@ FREE_BYTES = 5 << 30
 UPLOADS = 2
 """Shards uploaded at once."""
 STALE_SECONDS = 3600.0
+COUNT_SECONDS = 60.0
+"""How often copies are counted: other processes make some too."""
+WAIT_SECONDS = 900.0
+"""For another process to upload a shard that it has locked."""
+POLL_SECONDS = 0.2
 
 
 class BucketShelf(Shelf):
@@ -62,10 +69,12 @@ class BucketShelf(Shelf):
         super().__init__(workplace)
         self._bucket, self._root, self._copies_bytes = bucket, root, copies_bytes
         self._copies = Shelf(workplace / COPIES)
+        self._room = Room(root, copies_bytes)
         self._may_write = False
         self._lock = threading.Lock()
         self._uploader: ThreadPoolExecutor | None = None
-        self._uploads: list[Future[None]] = []
+        self._uploads: dict[str, Future[None]] = {}
+        """Those that are waited for, by shard, and those that failed."""
         self._wanted: deque[str] = deque()
         self._is_fetching = False
 
@@ -73,13 +82,16 @@ class BucketShelf(Shelf):
         # What is here first: a shard that is uploaded between the two is then seen twice rather than not at all.
         here = {name: item for name, item in super().list().items() if name.startswith("shard-")}
         there = {one.name: Item(one.size_bytes, one.modified) for one in self._bucket.list() if one.name.startswith("shard-") and "/" not in one.name}
-        return {**there, **here}
+        return {**here, **there}
 
     def read(self, name: str, offset: int, length: int) -> bytearray:
         with suppress(FileNotFoundError, NotADirectoryError):
             return super().read(name, offset, length)
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(OSError):
             return self._copies.read(name, offset, length)
+        return self._read_bucket(name, offset, length)
+
+    def _read_bucket(self, name: str, offset: int, length: int) -> bytearray:
         if name.endswith(OPEN):  # these are nowhere but here, and this one has got its final name
             raise FileNotFoundError(name)
         try:
@@ -94,6 +106,19 @@ class BucketShelf(Shelf):
         self._bucket.delete(name)
         super().delete(name)
         self._copies.delete(name)
+
+    def drop_copy(self, name: str) -> bool:
+        with suppress(OSError):
+            self._copies.delete(name)
+            self._room.forget()
+        return True  # also if there is none: another thread or process may have deleted it just now
+
+    @property
+    def copies(self) -> Shelf | None:
+        return self._copies
+
+    def original(self) -> Shelf:
+        return Original(self._bucket, self.folder, self._root, self._copies_bytes)
 
     def touch(self, name: str) -> None:
         """Have a copy fetched of a shard of which an entry was read."""
@@ -122,18 +147,26 @@ class BucketShelf(Shelf):
             return False
 
     def publish(self, growing: Path, name: str) -> None:
-        super().publish(growing, name)
+        os.replace(growing, self.workplace / name)
         self._upload_soon(name)
+        sync_folder(self.workplace)
 
     def resume(self) -> int:
         left = [name for name in super().list() if name.startswith("shard-") and name.endswith(SEALED)]
+        copies = self._copies.list()
+        there = {one.name: one.size_bytes for one in self._bucket.list()} if left or copies else {}
         for name in left:
-            self._upload_soon(name)
-        self._tidy()
+            if name in there:  # its writer was killed before it could make a copy of it
+                super().delete(name)
+            else:
+                self._upload_soon(name)
+        self._tidy(copies, there)
         return len(left)
 
     def finish(self) -> None:
-        for upload in tuple(self._uploads):
+        for name in self._failed():
+            self._upload_soon(name)
+        for upload in tuple(self._uploads.values()):
             upload.exception()  # waits
         self._raise_failed()
 
@@ -141,29 +174,57 @@ class BucketShelf(Shelf):
         try:
             with self._lock:
                 self._uploader = self._uploader or ThreadPoolExecutor(UPLOADS, thread_name_prefix="cache-uploader")
-                self._uploads.append(self._uploader.submit(self._upload, name))
+                if name not in self._uploads or self._uploads[name].done():
+                    self._uploads[name] = self._uploader.submit(self._upload, name)
         except RuntimeError:  # the interpreter is ending, and no more threads can be had
             self._upload(name)
 
     def _upload(self, name: str) -> None:
-        """Bring a finished shard into the bucket, unless another process does so; keep it as a copy if there is room."""
+        """Bring a finished shard into the bucket, or wait until another process has done so.
+
+        Raises:
+            DatasetError: it is not there.
+        """
+        end = time.monotonic() + WAIT_SECONDS
+        while not self._try_upload(name):
+            if time.monotonic() > end:
+                raise DatasetError(
+                    f"another process holds {self.workplace / name} and has not uploaded it in {WAIT_SECONDS / 60:.0f} minutes",
+                    hint="Does another run hang on this machine? End it.",
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _try_upload(self, name: str) -> bool:
+        """Upload a shard and keep it as a copy if there is room; False if another process is about to."""
         path = self.workplace / name
-        with suppress(FileNotFoundError):
-            with open(path, "rb") as file:
-                if lock(file) is False or not path.exists():
-                    return
-                self._bucket.write(name, file)
-            if self._has_room(path.stat().st_size):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:  # another process has uploaded it
+            return True
+        with file:
+            if lock(file) is False:
+                return False
+            if not path.exists():
+                return True
+            self._bucket.write(name, file)
+            size = os.fstat(file.fileno()).st_size
+        with suppress(OSError):  # it is where it belongs; what is left here goes with the next `resume`
+            if self._room.take(size):
                 self._make(self._copies.folder)
                 os.replace(path, self._copies.folder / name)
             else:
                 path.unlink()
+        return True
+
+    def _failed(self) -> dict[str, BaseException]:
+        """What went wrong with uploads that are over, by shard; those that went well are forgotten."""
+        with self._lock:
+            failed = {name: error for name, upload in self._uploads.items() if upload.done() and (error := upload.exception())}
+            self._uploads = {name: upload for name, upload in self._uploads.items() if name in failed or not upload.done()}
+        return failed
 
     def _raise_failed(self) -> None:
-        with self._lock:
-            over = [upload for upload in self._uploads if upload.done()]
-            self._uploads = [upload for upload in self._uploads if upload not in over]
-        for error in filter(None, (upload.exception() for upload in over)):
+        for error in self._failed().values():
             if isinstance(error, DatasetError):
                 kept = f"What was made lies in {self.workplace}; the next run on this machine uses it and uploads it."
                 raise DatasetError(error.message, hint=f"{error.hint} {kept}" if error.hint else kept) from None
@@ -186,11 +247,13 @@ class BucketShelf(Shelf):
             return
         size = self._bucket.size_of(name)
         self._make(self._copies.folder)
-        if size is None or not self._has_room(size):
+        if size is None or not self._room.take(size):
             return
         with self._new_part(name) as part:
             with part.open("wb") as file:
                 self._bucket.download(name, file)
+                file.flush()
+                os.fsync(file.fileno())  # or a power failure might leave the name without the bytes
             if part.stat().st_size == size:
                 os.replace(part, place)
 
@@ -215,18 +278,71 @@ class BucketShelf(Shelf):
         if not mark.exists():
             mark.write_text(MARK_TEXT, encoding="utf-8")
 
-    def _has_room(self, size: int) -> bool:
-        held = sum(path.stat().st_size for path in self._root.rglob(f"{COPIES}/*") if path.exists())
-        return held + size <= self._copies_bytes and shutil.disk_usage(self.workplace).free - size >= FREE_BYTES
+    def _tidy(self, copies: Mapping[str, Item], there: Mapping[str, int]) -> None:
+        """Delete copies of shards that are gone from the bucket or of another size there, and what killed runs had half fetched.
 
-    def _tidy(self) -> None:
-        """Delete copies of shards that are gone from the bucket, and what killed runs had half fetched."""
-        copies = self._copies.list()
-        there = {one.name for one in self._bucket.list()} if copies else set()
+        Args:
+            there: bytes of what is in the bucket, by name.
+        """
         for name, item in copies.items():
-            is_left = time.time() - item.modified > STALE_SECONDS if name.endswith(PART) else name not in there
+            is_left = time.time() - item.modified > STALE_SECONDS if name.endswith(PART) else there.get(name) != item.size
             if is_left:
-                self._copies.delete(name)
+                self.drop_copy(name)
+
+
+class Original(BucketShelf):
+    """The same as other machines see it, and what only this one has yet: copies are not read."""
+
+    def read(self, name: str, offset: int, length: int) -> bytearray:
+        with suppress(FileNotFoundError):
+            return self._read_bucket(name, offset, length)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return Shelf.read(self, name, offset, length)
+        return self._read_bucket(name, offset, length)  # uploaded in between
+
+    def drop_copy(self, name: str) -> bool:
+        return False
+
+    @property
+    def copies(self) -> Shelf | None:
+        return None
+
+
+class Room:
+    """The room for copies in all workplaces of one bucket. Safe to use from many threads."""
+
+    def __init__(self, root: Path, most_bytes: int) -> None:
+        self._root, self._most_bytes = root, most_bytes
+        self._held_bytes = 0
+        self._counted = -math.inf
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Take some of it for one more copy; False if there is too little."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._counted > COUNT_SECONDS:
+                self._held_bytes, self._counted = copied_bytes(self._root), now
+            if self._held_bytes + size > self._most_bytes or shutil.disk_usage(self._root).free - size < FREE_BYTES:
+                return False
+            self._held_bytes += size
+            return True
+
+    def forget(self) -> None:
+        """Count anew before the next is taken."""
+        with self._lock:
+            self._counted = -math.inf
+
+
+def copied_bytes(root: Path) -> int:
+    """Bytes of all copies in the workplaces of one bucket."""
+    total = 0
+    for folder, _, files in os.walk(root):
+        if os.path.basename(folder) == COPIES:
+            for name in files:
+                with suppress(OSError):  # another process has just renamed or deleted it
+                    total += os.stat(os.path.join(folder, name)).st_size
+    return total
 
 
 def lock(file: io.FileIO | io.BufferedReader) -> bool | None:

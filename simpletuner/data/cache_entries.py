@@ -172,6 +172,8 @@ def read_caches(entries: Iterable[tuple[str, str, dict[str, Any]]], cache_dir: P
 
 
 def folder_fault(folder: str) -> str | None:
-    """Refuse a folder's name that leads out of a bucket's folder."""
-    parts = PurePosixPath(folder).parts
+    """Say what is wrong with the name of a folder in a bucket, as it is written; empty if it is not."""
+    parts = PurePosixPath(folder.strip("/")).parts
+    if folder and not parts:
+        return "which names no folder: give a name below aws_data_prefix, or leave it out"
     return "which leads out of the bucket's folder: it is a name below aws_data_prefix, without '..'" if ".." in parts else None

@@ -40,7 +40,7 @@ def export(where: Where, to: Path, stock: Inventory, advance: Advance, *, is_one
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise DatasetError(f"{to} is there already", hint="Name a folder that is empty or does not exist.")
     to.mkdir(parents=True, exist_ok=True)
-    shelf, index, damaged = as_place(where).shelf(), dict[str, Any](), list[Damaged]()
+    shelf, index, damaged = as_place(where).shelf().original(), dict[str, Any](), list[Damaged]()
     waiting: dict[str, Tensor] = {}
     number = 1
     for key, place, data in read_all(shelf, stock.places(stock.is_current)):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from simpletuner.data.bucket_shelf import MARK
 from simpletuner.data.cache_place import CachePlace, Where, as_place
-from simpletuner.data.catalogue import living, placed
+from simpletuner.data.catalogue import indexed, living, placed
 from simpletuner.data.records import DamagedEntry, Record, head_of, repack, text_of
 from simpletuner.data.shard_writer import HEADER_BYTES, SHARD_BYTES
 from simpletuner.data.shards import INDEX, Place, Rows, contents, grown, stem_of
@@ -32,6 +32,7 @@ BATCH_BYTES = 1 << 24
 """Read at once, and copied at once."""
 LONGEST_HEADER = 100_000_000
 """Bytes; safetensors itself refuses longer ones."""
+INDEX_FAULT = "its index is damaged; its entries were looked up one by one"
 Advance = Callable[[int], None]
 
 
@@ -42,7 +43,7 @@ class Inventory:
     shards: Mapping[str, Item]
     """In order of time."""
     faults: Mapping[str, str]
-    """Shards with something wrong that costs no entry, and what."""
+    """Shards whose index is damaged, and what is wrong; `lost_entries` counts what that costs."""
     groups: Sequence[Mapping[str, str]]
     """What entries have in common, each different one once."""
     rows: Rows
@@ -130,10 +131,10 @@ def _take_stock(shelf: Shelf) -> Inventory:
     groups: dict[tuple[tuple[str, str], ...], int] = {}
     parts, owners = [numpy.empty(0, INDEX)], [numpy.empty(0, numpy.uint32)]
     for number, (name, item) in enumerate(shards.items()):
-        found = contents(shelf, name, item.size) if name.endswith(SEALED) else grown(shelf, name, 8, item.size)
+        found = indexed(shelf, name, item.size) if name.endswith(SEALED) else grown(shelf, name, 8, item.size)
         if not found.is_whole:
-            faults[name] = "its index is damaged; its entries were looked up one by one"
-        rows = living(shelf, name, found.rows)
+            faults[name] = INDEX_FAULT
+        rows = living(shelf, name, found.rows) if stem_of(name) + DEAD in listing else found.rows.copy()
         shares = [groups.setdefault(tuple(sorted(group.items())), len(groups)) for group in found.groups]
         if shares:
             rows["group"] = numpy.array(shares, "<u4")[rows["group"]]
@@ -169,33 +170,44 @@ def survey(where: Where) -> list[Held]:
 
 
 def check(where: Where, stock: Inventory, advance: Advance) -> tuple[list[Damaged], dict[str, str]]:
-    """Read every entry of a cache.
+    """Read every entry of a cache, from the bucket if it is in one; this machine's copies that are damaged are deleted.
 
     Args:
         stock: what `take_stock` says of it.
         advance: told of each entry.
 
     Returns:
-        The damaged entries, and what is wrong with shards though it costs no entry.
+        The damaged entries, and what is wrong with shards; see `lost_entries` for what that costs.
     """
     shelf = as_place(where).shelf()
+    original = shelf.original()
     damaged: list[Damaged] = []
     whole: set[bytes] = set()
-    for key, place, data in read_all(shelf, stock.places(numpy.ones(len(stock.rows), bool))):
+    for key, place, data in read_all(original, stock.places(numpy.ones(len(stock.rows), bool))):
         advance(1)
-        try:
-            if isinstance(data, OSError):
-                raise DamagedEntry(f"it cannot be read ({data.strerror})")
-            if repack(data).key != key:
-                raise DamagedEntry("another entry lies in its place")
+        if problem := _problem(key, data):
+            damaged.append(Damaged(key.hex(), place, {} if isinstance(data, OSError) else _said(data), problem))
+        else:
             whole.add(key)
-        except DamagedEntry as error:
-            damaged.append(Damaged(key.hex(), place, {} if isinstance(data, OSError) else _said(data), str(error)))
     faults = dict(stock.faults)
-    for name in stock.shards:
-        if name.endswith(SEALED) and (fault := header_fault(shelf, name, stock.shards[name].size)):
+    for name, item in stock.shards.items():
+        if name.endswith(SEALED) and (fault := index_fault(original, name, item.size) or header_fault(original, name, item.size)):
             faults.setdefault(name, fault)
+    drop_bad_copies(shelf, stock)
     return [one for one in damaged if bytes.fromhex(one.key) not in whole], faults
+
+
+def drop_bad_copies(shelf: Shelf, stock: Inventory) -> None:
+    """Delete those copies on this machine that are not what was written; they are fetched again when they are wanted."""
+    if shelf.copies is None:
+        return
+    held = shelf.copies.list()
+    is_bad = {name: held[name].size != item.size or index_fault(shelf.copies, name, item.size) for name, item in stock.shards.items() if name in held}
+    to_read = [number for number, name in enumerate(stock.shards) if not is_bad.get(name, True)]
+    for key, place, data in read_all(shelf.copies, stock.places(numpy.isin(stock.shard, to_read))):
+        is_bad[place.shard] = is_bad[place.shard] or _problem(key, data)
+    for name in filter(is_bad.get, is_bad):
+        shelf.drop_copy(name)
 
 
 def read_all(shelf: Shelf, places: Iterable[tuple[bytes, Place]]) -> Iterator[tuple[bytes, Place, bytearray | OSError]]:
@@ -225,6 +237,14 @@ def _read_span(shelf: Shelf, span: Sequence[tuple[bytes, Place]]) -> Iterator[tu
     for key, place in span:
         start = place.offset - first.offset
         yield key, place, data[start : start + place.length]
+
+
+def index_fault(shelf: Shelf, name: str, size: int) -> str | None:
+    """Whether a sealed shard's index can be read."""
+    try:
+        return None if contents(shelf, name, size).is_whole else INDEX_FAULT
+    except OSError as error:
+        return f"its index cannot be read ({error.strerror})"
 
 
 def header_fault(shelf: Shelf, name: str, size: int) -> str | None:
@@ -288,7 +308,7 @@ def rewrite(where: Where, stock: Inventory, names: Sequence[str], advance: Advan
         stock: taken after entries were removed.
         advance: told of each shard.
     """
-    store, shelf = Store(where), as_place(where).shelf()
+    store, shelf = Store(where), as_place(where).shelf().original()  # a damaged copy must not pass for the shard, which is deleted
     before = sum(item.size for item in shelf.list().values())
     is_chosen = numpy.isin(stock.shard, [number for number, name in enumerate(stock.shards) if name in names])
     places: dict[str, list[tuple[bytes, Place]]] = {}
@@ -314,7 +334,7 @@ def spare_copies(shelf: Shelf, stock: Inventory, is_chosen: NDArray[numpy.bool_]
     newest_places = sorted(
         ((key, place) for key, place in stock.places(stock.is_current) if key in keys), key=lambda one: (one[1].shard, one[1].offset)
     )
-    whole = {key for key, _, data in read_all(shelf, newest_places) if not isinstance(data, OSError) and _is_whole(data)}
+    whole = {key for key, _, data in read_all(shelf, newest_places) if _problem(key, data) is None}
     yield from ((key, place) for key, place in older if key not in whole)
 
 
@@ -345,12 +365,14 @@ def _batches(shelf: Shelf, places: Iterable[tuple[bytes, Place]]) -> Iterator[li
         yield batch
 
 
-def _is_whole(data: bytearray) -> bool:
+def _problem(key: bytes, data: bytearray | OSError) -> str | None:
+    """What is wrong with an entry as it was read, if anything is."""
+    if isinstance(data, OSError):
+        return f"it cannot be read ({data.strerror})"
     try:
-        repack(data)
-    except DamagedEntry:
-        return False
-    return True
+        return None if repack(data).key == key else "another entry lies in its place"
+    except DamagedEntry as error:
+        return str(error)
 
 
 def _said(data: bytearray) -> Mapping[str, str]:

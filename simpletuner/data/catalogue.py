@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy
 from numpy.typing import NDArray
 
-from simpletuner.data.shards import INDEX, Place, Rows, contents, dead_in, grown, halves, stem_of
+from simpletuner.data.shards import INDEX, Contents, Place, Rows, contents, dead_in, grown, halves, stem_of
 from simpletuner.data.shelf import DEAD, OPEN, SEALED, Item, Shelf
 
 LOOKS = 5
@@ -150,7 +150,7 @@ class Catalogue:
             old["group"] = numpy.array([numbers.get(name, 0) for name in before.names], "<u4")[old["group"]]
 
         def read(name: str) -> Rows:
-            rows = contents(self._shelf, name, listing[name].size).rows
+            rows = indexed(self._shelf, name, listing[name].size).rows
             rows = living(self._shelf, name, rows) if stem_of(name) in dead else rows.copy()
             rows["group"] = numbers[name]
             return rows
@@ -158,6 +158,16 @@ class Catalogue:
         rows = numpy.concatenate([old, *at_once(read, [name for name in names if name not in kept])])
         rows = rows[numpy.argsort(rows["high"], kind="stable")]
         return Sealed(names, rows, numpy.ascontiguousarray(rows["high"]), dead)
+
+
+def indexed(shelf: Shelf, name: str, size: int) -> Contents:
+    """Say what a sealed shard holds; where it came from, if the index of this machine's copy is damaged.
+
+    Raises:
+        FileNotFoundError: the shard is gone.
+    """
+    found = contents(shelf, name, size)
+    return contents(shelf, name, size) if not found.is_whole and shelf.drop_copy(name) else found
 
 
 def living(shelf: Shelf, name: str, rows: Rows) -> Rows:

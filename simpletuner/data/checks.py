@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,7 +18,11 @@ Options = TypeVar("Options", bound=EntryOptions)
 
 
 def validate(kind: type[Options], label: str, entry: dict[str, Any], idle: Idle, findings: Findings) -> Options | None:
-    """Type the keys of an entry, reporting all that is wrong with them."""
+    """Type the keys of an entry, reporting all that is wrong with them.
+
+    Returns:
+        The keys as far as they can be read, the others as if they were not there; None if nothing can be made of the rest.
+    """
     entry = dict(entry)
     notes, problems = set_aside(entry, frozenset(kind.model_fields), idle)
     wrong: dict[str, str] = {}
@@ -28,9 +33,12 @@ def validate(kind: type[Options], label: str, entry: dict[str, Any], idle: Idle,
         for fault in error.errors():
             key, value = locate(entry, fault["loc"])
             wrong.setdefault(key, f"{key} is needed" if fault["type"] == "missing" else f"{key}{shown(key, value)}{rule_of(fault)}")
+        unreadable = {str(fault["loc"][0]) for fault in error.errors()}
+        with suppress(ValidationError):  # so that the rules between keys are checked too, as far as these can be read
+            checked = kind.model_validate({key: value for key, value in entry.items() if key not in unreadable})
     findings.notes += [f"{label}: {note}" for note in notes]
     findings.problems += [f"{label}: {problem}" for problem in (*problems, *wrong.values())]
-    return None if problems or wrong else checked
+    return checked
 
 
 def locate(entry: Mapping[str, Any], place: Sequence[int | str]) -> tuple[str, Any]:

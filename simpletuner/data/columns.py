@@ -87,11 +87,18 @@ class Described:
     size: Size | None
 
 
-def open_place(backend_type: type[DataBackend], options: DatasetOptions) -> DataBackend:
-    """Give access to a place, with the table beside its images if it has one."""
+def open_place(backend_type: type[DataBackend], options: DatasetOptions, index_folder: Path | None = None) -> DataBackend:
+    """Give access to a place, with the table beside its images if it has one.
+
+    Args:
+        index_folder: where the place may keep what it learns of its files.
+    """
     backend = backend_type(options)
     table = options.parquet if isinstance(options, TableOptions) else None
-    return TableBackend(backend, table) if table else backend
+    place = TableBackend(backend, table) if table else backend
+    if index_folder is not None:
+        place.keep_in(index_folder)
+    return place
 
 
 class TableBackend(DataBackend):

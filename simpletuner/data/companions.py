@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from posixpath import splitext
 
 from simpletuner.console import Console
 from simpletuner.data.conditioning import Conditioning
-from simpletuner.data.discover import Discovery, candidates, skip_notes
+from simpletuner.data.discover import Discovery, candidates, listing, skip_notes
 from simpletuner.data.faults import RULES
 from simpletuner.data.geometry import cover, place
 from simpletuner.data.index import Changes, Seen, open_index
@@ -18,6 +18,7 @@ from simpletuner.data.plan import ImageDataset
 from simpletuner.errors import DatasetError
 from simpletuner.types import Geometry, Sample, Size
 
+BLURRED = (".jpg", ".jpeg", ".jpe", ".jfif")
 SHAPE_TOLERANCE = 0.02
 """By which share two shapes, width over height, may differ and still be taken for one: both were rounded to whole pixels."""
 
@@ -52,10 +53,11 @@ class Companions:
             crop = place(resized, geometry.bucket, "center", 0)
         return Sample(self.conditioning.id, name, seen.content, Geometry(size, resized, crop), ("",), fingerprint=seen.fingerprint)
 
-    def digest(self) -> str:
-        """Identity of all these files."""
+    def digest(self, samples: Iterable[Sample]) -> str:
+        """Identity of what goes along with these pictures."""
         digest = hashlib.blake2b(f"{self.conditioning.id} {self.conditioning.kind}".encode(), digest_size=16)
-        for name, seen in self.seen.values():
+        for sample in samples:
+            name, seen = self.seen[splitext(sample.name)[0]]
             digest.update(repr((name, seen.fingerprint)).encode())
         return digest.hexdigest()
 
@@ -80,13 +82,19 @@ def find_companions(conditioning: Conditioning, index_folder: Path, console: Con
         changes, unreadable = index.refresh(files, backend, lambda total: console.bar(f"index {conditioning.id}", total))
         skipped["unreadable"] += unreadable
         closed = frozenset(unreadable)
+        doubles: list[str] = []
         seen: dict[str, tuple[str, Seen]] = {}
         for name, one in index.images():
             if one.header.fault is not None:
                 skipped[one.header.fault].append(name)
-            elif name not in closed:
-                seen.setdefault(splitext(name)[0], (name, one))
+            elif name not in closed and seen.setdefault(splitext(name)[0], (name, one))[0] != name:
+                doubles.append(name)
     notes = skip_notes({rule: names for rule, names in skipped.items() if names})
+    if doubles:
+        notes.append(f"{listing(doubles)} not used: another file has the same name but for the suffix")
+    blurred = [name for name, _ in seen.values() if conditioning.kind == "segmentation" and splitext(name)[1].lower() in BLURRED]
+    if blurred:
+        notes.append(f"{listing(blurred)} JPEG, which is not black where it should be; save segmentations as PNG")
     return Companions(conditioning, seen, tuple(f"dataset {conditioning.id!r}: {note}" for note in (*fetched, *notes)), changes)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from simpletuner.data.backend import DataBackend, DatasetOptions
@@ -38,6 +39,8 @@ class Conditioning:
     options: DatasetOptions
     """As written, for the backend."""
     latents_place: CachePlace
+    index_folder: Path | None = None
+    """Where its place may keep what it learns of its files."""
 
     @property
     def is_mask(self) -> bool:
@@ -45,7 +48,7 @@ class Conditioning:
 
     def open(self) -> DataBackend:
         """Give access to the files."""
-        return open_place(self.backend_type, self.options)
+        return open_place(self.backend_type, self.options, self.index_folder)
 
     def describe(self) -> str:
         """Say all of it in a line."""
@@ -61,6 +64,7 @@ class Draft:
     options: DatasetOptions
     backend_type: type[DataBackend]
     latents_place: CachePlace
+    index_folder: Path
 
 
 def check_entry(label: str, written: DatasetOptions, findings: Findings) -> None:
@@ -101,7 +105,7 @@ def settle(
         sources = sources_of(draft, datasets, absent, findings)
         if sources:
             kind = draft.options.conditioning_type or ""
-            settled.append(Conditioning(draft.options.id, kind, sources, draft.backend_type, draft.options, draft.latents_place))
+            settled.append(Conditioning(draft.options.id, kind, sources, draft.backend_type, draft.options, draft.latents_place, draft.index_folder))
     findings.problems += doubled(settled)
     return settled
 
@@ -139,5 +143,6 @@ def doubled(settled: Sequence[Conditioning]) -> list[str]:
 
 
 def ids_of(value: Any) -> tuple[str, ...]:
-    """`conditioning_data` is an id, or a list of them."""
-    return (value,) if isinstance(value, str) else tuple(value or ())
+    """`conditioning_data` as it was written, an id or a list of them; what is neither is refused where its dataset is checked."""
+    several = value if isinstance(value, list) else [value]
+    return tuple(one for one in several if isinstance(one, str))

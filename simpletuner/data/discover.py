@@ -23,7 +23,7 @@ from simpletuner.data.crops import crop_seed
 from simpletuner.data.faces import FaceFinder
 from simpletuner.data.faults import FOREIGN_SUFFIXES, RULES, SUFFIXES, TRAITS
 from simpletuner.data.geometry import Face, fit, refusal
-from simpletuner.data.index import Changes, Index, Seen, open_index
+from simpletuner.data.index import Changes, Faces, Index, Seen, open_index
 from simpletuner.data.plan import ImageDataset
 from simpletuner.errors import DatasetError
 from simpletuner.randomness import seed_from
@@ -35,8 +35,9 @@ HINTS = {
     "too small": "Lower minimum_image_size, or set it to 0 to keep them all.",
     "aspect": "Widen minimum_aspect_ratio and maximum_aspect_ratio.",
     "no caption": "Put a .txt file of the same name beside each image, or set caption_strategy to filename or instanceprompt.",
-    "not fetched": "Check the addresses and the network; what is broken is said above.",
+    "not fetched": "Check the addresses and the network.",
     "unsupported": "Convert them to JPEG, PNG or WebP.",
+    "outside": "Copy the files into the dataset's folder, and name them from there.",
 }
 """What to do when a rule leaves nothing."""
 
@@ -56,7 +57,7 @@ class Discovery:
     caption_changes: Changes
     """The same for caption files."""
     settings: tuple[str, ...] = ()
-    """Settings of the pictures that are other than they were last time."""
+    """Settings of the pictures that are other than those of the last run."""
     faceless: tuple[str, ...] = ()
     """With `crop_style` face, names of the samples that are cut elsewhere since none was found."""
 
@@ -75,6 +76,7 @@ def discover(dataset: ImageDataset, index_folder: Path, seed: int, console: Cons
     """
     # `faults.LIMIT_PX` is our limit; Pillow's advice at half of it would tell the user about images that are fine.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    seed = seed_of(dataset, seed)
     backend = dataset.open()
     fetched = backend.prepare(lambda total: console.bar(f"fetch {dataset.id}", total, "files")) if console.is_main else ()
     entries = sorted(gathered(backend.list()), key=attrgetter("name"))
@@ -87,18 +89,34 @@ def discover(dataset: ImageDataset, index_folder: Path, seed: int, console: Cons
         kept = usable(dataset, index, closed, skipped)
         captions = find_captions(dataset, backend, index, kept, entries, skipped, console)
         drawn = draw(dataset, captions.by_name, skipped)
+        faces = find_faces(dataset, backend, index, images, drawn, skipped, console)
+        drawn = {name: alternatives for name, alternatives in drawn.items() if name not in faces.unreadable}
         left_out = {rule: tuple(names) for rule, names in skipped.items() if names}
         if not drawn:
-            raise nothing_left(dataset, backend, entries, left_out)
-        faces = find_faces(dataset, backend, index, images, drawn, console)
+            raise nothing_left(dataset, backend, entries, left_out, fetched)
         traits: Counter[str] = Counter()
-        samples = tuple(gathered(assemble(dataset, index.images(), drawn, faces, seed, traits)))
+        samples = tuple(gathered(assemble(dataset, index.images(), drawn, faces.found, seed, traits)))
         settings = index.settings(settings_of(dataset, seed))
-    faceless = tuple(name for name in drawn if name not in faces) if dataset.geometry.crop_style == "face" else ()
+    faceless = tuple(name for name in drawn if name not in faces.found) if dataset.geometry.crop_style == "face" else ()
     notes = (*fetched, *skip_notes(left_out), *kept_notes(samples, traits), *face_notes(faceless), *captions.notes)
     return Discovery(
         samples, left_out, tuple(f"dataset {dataset.id!r}: {note}" for note in notes), changes, captions.changes, tuple(settings), faceless
     )
+
+
+def take_up(dataset: ImageDataset, index_folder: Path, seed: int) -> None:
+    """A run trains on what was found of a dataset: from here on changes are counted anew.
+
+    Args:
+        index_folder, seed: as in `discover`.
+    """
+    with open_index(index_folder / f"{dataset.id}.sqlite") as index:
+        index.take_up(settings_of(dataset, seed_of(dataset, seed)))
+
+
+def seed_of(dataset: ImageDataset, seed: int) -> int:
+    """The seed of a dataset's crops: of one that is held out it is not the run's, or each run would look at other pictures."""
+    return 0 if dataset.is_eval else seed
 
 
 def gathered(items: Iterable[Item]) -> list[Item]:
@@ -121,7 +139,7 @@ def candidates(entries: Iterable[Entry], skipped: dict[str, list[str]]) -> list[
     for entry in entries:
         suffix = "." + entry.name.rpartition(".")[2].lower()
         if entry.fault is not None:
-            skipped[entry.fault].append(entry.name)
+            skipped[entry.fault].append(entry.shown or entry.name)
         elif suffix in FOREIGN_SUFFIXES:
             skipped["unsupported"].append(entry.name)
         elif suffix in SUFFIXES:
@@ -216,14 +234,22 @@ def draw(dataset: ImageDataset, captions: Mapping[str, tuple[str, ...]], skipped
 
 
 def find_faces(
-    dataset: ImageDataset, backend: DataBackend, index: Index, images: Iterable[Entry], names: Container[str], console: Console
-) -> dict[str, Face]:
+    dataset: ImageDataset,
+    backend: DataBackend,
+    index: Index,
+    images: Iterable[Entry],
+    names: Container[str],
+    skipped: dict[str, list[str]],
+    console: Console,
+) -> Faces:
     """Give the face of each image that has one, if pictures are cut around faces; images are read whole for that, once."""
     if dataset.geometry.crop_style != "face":
-        return {}
+        return Faces({}, frozenset())
     finder = FaceFinder()
     entries = [entry for entry in images if entry.name in names]
-    return index.faces(entries, lambda name: finder.find(backend.read(name), name), lambda total: console.bar(f"faces {dataset.id}", total))
+    faces = index.faces(entries, lambda name: finder.find(backend.read(name), name), lambda total: console.bar(f"faces {dataset.id}", total))
+    skipped["unreadable"] += sorted(faces.unreadable)  # rather than cut anywhere, and elsewhere at the next start
+    return faces
 
 
 def assemble(
@@ -247,7 +273,12 @@ def assemble(
     for name, alternatives in captions.items():
         other = ""
         while other != name:
-            other, (fingerprint, content, header) = next(images)
+            found = next(images, None)
+            if found is None:
+                raise DatasetError(
+                    f"dataset {dataset.id!r}: its index changed while it was read", hint="Does another run use this cache_dir? Start again."
+                )
+            other, (fingerprint, content, header) = found
         if header.traits:
             traits.update(header.traits)
         geometry = None if rule.is_random else shared.get((header.width, header.height))
@@ -273,6 +304,9 @@ def settings_of(dataset: ImageDataset, seed: int) -> dict[str, str]:
         "target_downsample_size": str(rule.target or "none"),
         "aspect ratios": f"{rule.minimum_aspect or 0:g} to {rule.maximum_aspect or math.inf:g}",
         "captions": dataset.caption_rules,
+        "repeats": str(dataset.repeats),
+        "probability": f"{dataset.probability:g}",
+        "train_batch_size": str(dataset.train_batch_size or "that of config.json"),
         "max_num_samples": str(dataset.max_num_samples or "all"),
     }
 
@@ -305,8 +339,14 @@ def listing(names: Sequence[str]) -> str:
     return f"{len(names)} ({shown}{', ...' if len(names) > NAMES_SHOWN else ''})"
 
 
-def nothing_left(dataset: ImageDataset, backend: DataBackend, entries: Sequence[Entry], skipped: Mapping[str, Sequence[str]]) -> DatasetError:
-    """Say why a dataset has no usable image."""
+def nothing_left(
+    dataset: ImageDataset, backend: DataBackend, entries: Sequence[Entry], skipped: Mapping[str, Sequence[str]], fetched: Sequence[str]
+) -> DatasetError:
+    """Say why a dataset has no usable image.
+
+    Args:
+        fetched: what was said when its files were fetched.
+    """
     total = sum(len(names) for names in skipped.values())
     if not total:
         others = Counter(PurePosixPath(entry.name).suffix.lower() or "no suffix" for entry in entries)
@@ -315,6 +355,8 @@ def nothing_left(dataset: ImageDataset, backend: DataBackend, entries: Sequence[
         return DatasetError(
             f"dataset {dataset.id!r}: {backend.place} {what}", hint=f"Images end in {', '.join(sorted(SUFFIXES))}; hidden files are not looked at."
         )
-    lines = [f"dataset {dataset.id!r}: none of the {total} images in {backend.place} can be used:", *skip_notes(skipped)]
+    all_of_them = "the only image" if total == 1 else f"none of the {total} images"
+    verb = "cannot" if total == 1 else "can"
+    lines = [f"dataset {dataset.id!r}: {all_of_them} in {backend.place} {verb} be used:", *fetched, *skip_notes(skipped)]
     worst = max(skipped, key=lambda rule: len(skipped[rule]))
     return DatasetError("\n  ".join(lines), hint=HINTS.get(worst))

@@ -37,6 +37,7 @@ RULES = {
     "unsupported": f"a format or pixel type that is not read ({', '.join(FORMATS)} are, with 8 or 16 bits a channel)",
     "huge": f"{LIMIT_PX:,} pixels or more",
     "unreadable": "the file cannot be opened",
+    "not there": "there is no such file",
     "outside": "a link or name that leads out of the dataset, or nowhere",
     "too many bytes": f"{LIMIT_BYTES:,} bytes or more",
     "not fetched": "its address could not be read; tried again at the next start",
@@ -48,6 +49,8 @@ RULES = {
     "not drawn": "beyond max_num_samples",
 }
 """Why an image is skipped. None is ever deleted."""
+OF_BROKEN_FILES = ("zero-byte", "broken", "truncated", "unsupported", "huge", "unreadable", "not there", "outside", "too many bytes", "not fetched")
+"""Those of them that a run refuses with `broken_images` refuse: something is wrong with the file, nobody chose to leave it out."""
 TRAITS = {
     "rotated": "turned upright by the EXIF orientation",
     "CMYK": "converted from CMYK to RGB",

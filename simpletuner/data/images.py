@@ -14,6 +14,7 @@ from simpletuner.types import Geometry, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
+WHITE, BLACK = 255, 0
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,7 +49,7 @@ def read_pixels(data: bytes, geometry: Geometry, name: str) -> Tensor:
 
 
 def read_mask(data: bytes, geometry: Geometry, name: str) -> Tensor:
-    """Decode a mask as its geometry says: how much each pixel counts is its red.
+    """Decode a mask as its geometry says: how much each pixel counts is its red; what is transparent does not count.
 
     Returns:
         (1, H, W), float32 in [0, 1].
@@ -56,11 +57,11 @@ def read_mask(data: bytes, geometry: Geometry, name: str) -> Tensor:
     Raises:
         DatasetError: as `read_pixels` does.
     """
-    return weights(decode_as(data, geometry, name).getchannel("R"), geometry)
+    return weights(decode_as(data, geometry, name, BLACK).getchannel("R"), geometry)
 
 
 def read_segmentation(data: bytes, geometry: Geometry, name: str) -> Tensor:
-    """Decode a segmentation as its geometry says: what is not black counts.
+    """Decode a segmentation as its geometry says: what is not black counts; what is transparent does not.
 
     Returns:
         (1, H, W), float32 in [0, 1].
@@ -68,7 +69,7 @@ def read_segmentation(data: bytes, geometry: Geometry, name: str) -> Tensor:
     Raises:
         DatasetError: as `read_pixels` does.
     """
-    counts = np.asarray(decode_as(data, geometry, name)).any(axis=2)  # before resizing, which would smear dark colours into black
+    counts = np.asarray(decode_as(data, geometry, name, BLACK)).any(axis=2)  # before resizing, which would smear dark colours into black
     return weights(Image.fromarray(counts.astype(np.uint8) * 255), geometry)
 
 
@@ -79,9 +80,9 @@ def weights(image: Image.Image, geometry: Geometry) -> Tensor:
     return torch.from_numpy(np.array(image))[None].to(torch.float32).div(255.0)  # (1, H, W)
 
 
-def decode_as(data: bytes, geometry: Geometry, name: str) -> Image.Image:
+def decode_as(data: bytes, geometry: Geometry, name: str, ground: int = WHITE) -> Image.Image:
     """Decode an image of a known size."""
-    image = decode_rgb(data, name)
+    image = decode_rgb(data, name, ground=ground)
     if Size(*image.size) != geometry.original:
         raise DatasetError(
             f"{name} is {Size(*image.size)} pixels, but was {geometry.original} when the run began",
@@ -98,10 +99,11 @@ def cut(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) ->
     return image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
 
 
-def decode_rgb(data: bytes, name: str, longest_px: int | None = None) -> Image.Image:
-    """Decode the first frame, upright, as 8-bit RGB in sRGB, transparency on white.
+def decode_rgb(data: bytes, name: str, longest_px: int | None = None, ground: int = WHITE) -> Image.Image:
+    """Decode the first frame, upright, as 8-bit RGB in sRGB.
 
     Args:
+        ground: the grey that lies under what is transparent.
         longest_px: for a look at it only: no side is longer, and a JPEG is decoded at a fraction of its size.
 
     Raises:
@@ -114,7 +116,7 @@ def decode_rgb(data: bytes, name: str, longest_px: int | None = None) -> Image.I
             if longest_px is not None:
                 image.draft(None, (2 * longest_px, 2 * longest_px))  # without effect on other formats
             image.load()
-            flat = flatten(image, has_16_bits)
+            flat = flatten(image, has_16_bits, ground)
             if longest_px is not None and max(flat.size) > longest_px:
                 scale = longest_px / max(flat.size)
                 flat = flat.resize((max(1, round(flat.width * scale)), max(1, round(flat.height * scale))), Image.Resampling.BOX)
@@ -127,13 +129,13 @@ def decode_rgb(data: bytes, name: str, longest_px: int | None = None) -> Image.I
     return flat.transpose(TURNS[turn]) if turn in TURNS else flat
 
 
-def flatten(image: Image.Image, has_16_bits: bool) -> Image.Image:
+def flatten(image: Image.Image, has_16_bits: bool, ground: int = WHITE) -> Image.Image:
     """Make any kind of decoded image 8-bit RGB."""
     foreign = foreign_profile(image.info.get("icc_profile"), image.mode)
     if has_16_bits and image.mode.startswith("I"):
         image = eight_bits(image)
     elif image.has_transparency_data:
-        image = on_white(image)
+        image = laid_on(image, ground)
     if foreign is None or image.mode != "CMYK":
         image = image.convert("RGB")
     if foreign is None:
@@ -152,8 +154,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(greys), 0, 255).astype(np.uint8))
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Lay transparency on white."""
+def laid_on(image: Image.Image, ground: int) -> Image.Image:
+    """Lay what is transparent on a grey."""
     image = image.convert("RGBA")
-    ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(ground, image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (ground, ground, ground, 255)), image).convert("RGB")

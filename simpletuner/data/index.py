@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, size_bytes INT, modifie
 CREATE TABLE IF NOT EXISTS faces (
     name TEXT PRIMARY KEY, size_bytes INT, modified_ns INT, "left" INT, top INT, width INT, height INT
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pending (part TEXT, name TEXT, kind TEXT, PRIMARY KEY (part, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 Row = tuple[Any, ...]
@@ -51,7 +52,7 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Files of a dataset against the last time it was looked at."""
+    """Files of a dataset against the last run that trained on it, whoever has looked at them since."""
 
     new: int = 0
     changed: int = 0
@@ -83,11 +84,22 @@ class Stale:
     gone: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """What looking for faces told of images."""
+
+    found: Mapping[str, Face]
+    """The face of each image that has one."""
+    unreadable: frozenset[str]
+    """Images that could not be read this time."""
+
+
 class Index:
     """The index of one dataset; got from `open_index`."""
 
     def __init__(self, base: sqlite3.Connection) -> None:
         self._base = base
+        self._was_taken_up = self._taken_up() is not None
 
     def refresh(self, entries: Sequence[Entry], backend: DataBackend, bar: OpenBar) -> tuple[Changes, list[str]]:
         """Look at images that are new or changed, and forget those that are gone.
@@ -107,19 +119,18 @@ class Index:
                 return None
 
         stale = self._compare("images", "fingerprint, content", entries)
-        new = changed = touched = 0
         unreadable: list[str] = []
         for entry, found in self._examine("images", stale, examine, bar):
             before = stale.before.get(entry.name)
             if found is None:
                 unreadable.append(entry.name)
             elif before is None:
-                new += 1
+                self._note("images", entry.name, "new")
             elif before[0] != found[0] or (before[1] and found[1] and before[1] != found[1]):
-                changed += 1
+                self._note("images", entry.name, "changed")
             elif before[1] and not found[1]:
-                touched += 1
-        return Changes(new, changed, touched, len(stale.gone)), sorted(unreadable)
+                self._note("images", entry.name, "touched")
+        return self._changes("images", stale.gone), sorted(unreadable)
 
     def images(self) -> Iterator[tuple[str, Seen]]:
         """Every image that could be opened, sorted by name."""
@@ -146,20 +157,18 @@ class Index:
                 return None
 
         stale = self._compare("texts", "text", entries)
-        new = changed = 0
         unreadable: set[str] = set()
         for entry, found in self._examine("texts", stale, examine, bar):
             before = stale.before.get(entry.name)
             if found is None:
                 unreadable.add(entry.name)
-            else:
-                new += before is None
-                changed += before is not None and before[0] != found[0]
+            elif before is None or before[0] != found[0]:
+                self._note("texts", entry.name, "new" if before is None else "changed")
         rows = self._base.execute("SELECT name, text, encoding FROM texts ORDER BY name")
-        return {name: tuple(row) for name, *row in rows if name not in unreadable}, Changes(new, changed, gone=len(stale.gone))
+        return {name: tuple(row) for name, *row in rows if name not in unreadable}, self._changes("texts", stale.gone)
 
-    def faces(self, entries: Sequence[Entry], find: Callable[[str], Face | None], bar: OpenBar) -> dict[str, Face]:
-        """Give the face of each image that has one, looked for anew where a file changed; an image that cannot be read has none.
+    def faces(self, entries: Sequence[Entry], find: Callable[[str], Face | None], bar: OpenBar) -> Faces:
+        """Give the face of each image that has one, looked for anew where a file changed.
 
         Args:
             entries: images, sorted by name.
@@ -174,17 +183,45 @@ class Index:
             return (0, 0, 0, 0) if face is None else (face.left, face.top, face.width, face.height)
 
         stale = self._compare("faces", "width", entries)
-        unreadable = {entry.name for entry, found in self._examine("faces", stale, examine, bar) if found is None}
+        unreadable = frozenset(entry.name for entry, found in self._examine("faces", stale, examine, bar) if found is None)
         rows = self._base.execute('SELECT name, "left", top, width, height FROM faces WHERE width > 0')
-        return {name: Face(*box) for name, *box in rows if name not in unreadable}
+        return Faces({name: Face(*box) for name, *box in rows if name not in unreadable}, unreadable)
 
     def settings(self, current: Mapping[str, str]) -> list[str]:
-        """Keep the settings of this start, and say which are other than at the last one."""
-        row = self._base.execute("SELECT value FROM about WHERE key = 'settings'").fetchone()
-        before = json.loads(row[0]) if row else {}
-        self._base.execute("INSERT OR REPLACE INTO about VALUES ('settings', ?)", (json.dumps(dict(current)),))
-        self._base.commit()
+        """Say which settings are other than those of the last run that trained on it."""
+        before = self._taken_up() or {}
         return [f"{key} was {before[key]}, is now {value}" for key, value in current.items() if key in before and before[key] != value]
+
+    def take_up(self, settings: Mapping[str, str]) -> None:
+        """A run trains on the files as they are now, with these settings: from here on changes are counted anew."""
+        self._base.execute("DELETE FROM pending")
+        self._base.execute("INSERT OR REPLACE INTO about VALUES ('settings', ?)", (json.dumps(dict(settings)),))
+        self._base.commit()
+
+    def _taken_up(self) -> dict[str, str] | None:
+        """Settings of the last run that trained on it; None if none did."""
+        row = self._base.execute("SELECT value FROM about WHERE key = 'settings'").fetchone()
+        return json.loads(row[0]) if row else None
+
+    def _note(self, part: str, name: str, kind: str) -> None:
+        """Keep in mind what happened to a file since a run trained on it; before the first run everything is new anyway."""
+        if self._was_taken_up:
+            self._base.execute(
+                "INSERT INTO pending VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET kind = CASE kind"
+                " WHEN 'new' THEN 'new' WHEN 'gone' THEN 'changed' WHEN 'changed' THEN 'changed' ELSE excluded.kind END",
+                (part, name, kind),
+            )
+
+    def _changes(self, part: str, gone: Iterable[str]) -> Changes:
+        """What happened to files since a run trained on them, now that these are gone too."""
+        if not self._was_taken_up:
+            return Changes(new=self._base.execute(f"SELECT COUNT(*) FROM {part}").fetchone()[0])
+        for name in gone:
+            if not self._base.execute("DELETE FROM pending WHERE part = ? AND name = ? AND kind = 'new'", (part, name)).rowcount:
+                self._base.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 'gone')", (part, name))
+        self._base.commit()
+        counts = dict(self._base.execute("SELECT kind, COUNT(*) FROM pending WHERE part = ? GROUP BY kind", (part,)).fetchall())
+        return Changes(**counts)
 
     def _compare(self, table: str, columns: str, entries: Sequence[Entry]) -> Stale:
         """Lay what is listed beside what is known, both sorted by name."""

@@ -107,6 +107,7 @@ class LatentCache:
         *,
         warn: Callable[[str], None],
         is_ondemand: bool = False,
+        noun: str = "latents",
     ) -> None:
         """
         Args:
@@ -115,11 +116,12 @@ class LatentCache:
             fingerprint: identity of the VAE.
             batch_size: images encoded at once.
             warn: told of entries that had to be made again, and of a batch size that did not fit.
+            noun: what the entries are called.
             is_ondemand: entries are expected to be missing and are kept when first read.
         """
         self._store_of = store if callable(store) else lambda _: store
         self._encode, self._fingerprint, self._images = encode, fingerprint, images
-        self._warn, self._is_ondemand = warn, is_ondemand
+        self._warn, self._is_ondemand, self._noun = warn, is_ondemand, noun
         self._skipped: set[str] = set()
         hint = "Set vae_enable_tiling or vae_enable_slicing, a smaller vae_dtype, or a lower resolution."
         self._encoder: RowEncoder[Tensor] = RowEncoder(self._encode_alike, batch_size, warn, "vae_batch_size", hint)
@@ -216,9 +218,9 @@ class LatentCache:
             return store.get(self.key(sample))
         except KeyError:
             if not self._is_ondemand:
-                self._warn(f"the cached latents of {sample.id} are gone and are made again")
+                self._warn(f"the cached {self._noun} of {sample.id} is gone and made again")
         except DamagedEntry as error:
-            self._warn(f"the cached latents of {sample.id} are damaged and are made again: {error}")
+            self._warn(f"the cached {self._noun} of {sample.id} is damaged and made again: {error}")
         return None
 
     def _make(self, samples: Sequence[Sample]) -> dict[Sample, Row | None]:
@@ -315,7 +317,7 @@ class LatentCache:
         return {name: tensor[:1] for name, tensor in pair.items()}
 
     def _describe(self, sample: Sample) -> dict[str, str]:
-        return {"kind": "latents", "sample": sample.id, "bucket": str(sample.geometry.bucket), "vae": key_of(vae=self._fingerprint)}
+        return {"kind": self._noun, "sample": sample.id, "bucket": str(sample.geometry.bucket), "vae": key_of(vae=self._fingerprint)}
 
 
 class UnusableImages(DatasetError):

@@ -131,11 +131,12 @@ class Loader:
         readable = self._readable(position)
         return self._batch(readable, tuple(self._prompt(row.sample, row.draw) for row in readable))
 
-    def batch_of(self, sample: Sample, count: int) -> Batch | None:
-        """One sample so many times, with the caption of its first draw, which is never dropped; None if its image is unusable."""
-        readable = self._read(sample.backend, [sample], [0])
-        prompt = prompt_of(sample, 0, 0.0, self._seed, self._variations.get(sample.backend))
-        return self._batch(readable * count, (prompt,) * count) if readable else None
+    def batch_of(self, sample: Sample) -> Batch | None:
+        """One held-out sample, without mask, and with the same caption in every run; None if its image is unusable."""
+        references = [beside for beside in self._besides.get(sample.backend, ()) if not beside.is_mask]
+        readable = self._read([sample], [0], references)
+        prompt = prompt_of(sample, 0, 0.0, 0, self._variations.get(sample.backend))
+        return self._batch(readable, (prompt,)) if readable else None
 
     def _batch(self, readable: Sequence[Readable], prompts: tuple[str, ...]) -> Batch:
         samples = tuple(row.sample for row in readable)
@@ -150,13 +151,12 @@ class Loader:
         for one in range(position, position + UNUSABLE_BATCHES):
             plan = self._sampler.at(one)
             samples = tuple(drawn_crop(sample, draw, self._seed) for sample, draw in zip(plan.samples, plan.draws))
-            if kept := self._read(plan.group, samples, plan.draws):
+            if kept := self._read(samples, plan.draws, self._besides.get(plan.group, ())):
                 return kept
         raise DatasetError(f"{UNUSABLE_BATCHES} batches in a row hold no usable image", hint="Start the same command again: it skips them now.")
 
-    def _read(self, dataset: str, samples: Sequence[Sample], draws: Sequence[int]) -> list[Readable]:
+    def _read(self, samples: Sequence[Sample], draws: Sequence[int], besides: Sequence[Beside]) -> list[Readable]:
         """Latents of samples of one dataset and one bucket, and what goes along; without those of which something is unusable."""
-        besides = self._besides.get(dataset, ())
         columns = [self._latents.read_batch(samples), *(self._read_beside(samples, draws, beside) for beside in besides)]
         return [Readable(sample, draw, row) for sample, draw, *row in zip(samples, draws, *columns) if all(part is not None for part in row)]
 
@@ -187,12 +187,12 @@ class Loader:
 
     def digest(self) -> str:
         """Identity of everything that this loader's batches depend on, besides the encoders."""
-        parts = (
-            *(self._sampler.digest(), self._seed, self._caption_dropout),
-            *sorted(self._variations.items(), key=lambda item: item[0]),
-            *((name, beside.digest, self._mask_probability) for name, besides in sorted(self._besides.items()) for beside in besides),
-        )
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        parts: list[object] = [self._sampler.digest(), self._seed, self._caption_dropout]
+        trained = set(self._sampler.names)  # what is held out has no part in them
+        parts += [item for item in sorted(self._variations.items(), key=lambda item: item[0]) if item[0] in trained]
+        for name in sorted(trained & self._besides.keys()):
+            parts += [(name, one.digest, self._mask_probability if one.is_mask else None) for one in self._besides[name]]
+        return hashlib.blake2b(repr(tuple(parts)).encode(), digest_size=16).hexdigest()
 
     def _prompt(self, sample: Sample, draw: int) -> str:
         return prompt_of(sample, draw, self._caption_dropout, self._seed, self._variations.get(sample.backend))

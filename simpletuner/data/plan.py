@@ -5,6 +5,7 @@ Everything wrong is reported at once. Nothing here opens an image.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 BACKENDS = "simpletuner.data.backends"
 EVAL_IDLE = (
     *("repeats", "probability", "start_epoch", "end_epoch", "start_step", "end_step"),
-    *("train_batch_size", "is_regularisation_data", "conditioning_type", "source_dataset_id"),
+    *("train_batch_size", "is_regularisation_data", "crops_per_image", "conditioning_type", "source_dataset_id"),
 )
 """Keys that say how a dataset is trained on."""
 
@@ -68,10 +69,7 @@ class ImageDataset:
 
     def open(self) -> DataBackend:
         """Give access to the images."""
-        place = open_place(self.backend_type, self.options)
-        if self.index_folder is not None:
-            place.keep_in(self.index_folder)
-        return place
+        return open_place(self.backend_type, self.options, self.index_folder)
 
     @property
     def is_eval(self) -> bool:
@@ -161,13 +159,14 @@ def load_plan(path: Path, options: Data, variables: Mapping[str, str], *, alignm
         if kind in CACHES:
             continue
         if kind == "conditioning":
-            draft = conditioning(label, entry, caches, findings)
+            draft = conditioning(label, entry, caches, Path(options.cache_dir) / "index", findings)
             drafts += [draft] if draft else []
         else:
             dataset = image_dataset(label, entry, options, caches, alignment_px, findings)
             datasets += [dataset] if dataset else []
     conditions = settle(drafts, enabled, disabled, findings)
-    check_caches([*datasets, *conditions], findings)
+    check_companions(datasets, conditions, findings)
+    check_caches([*datasets, *conditions], caches.text_place(), findings)
     datasets = with_variations(datasets, caches, options, findings)
     caches.check([one.options for one in datasets] + [one.options for one in conditions], disabled, findings)
     if not any(kind == "image" for _, kind, _ in enabled):
@@ -224,7 +223,7 @@ def image_dataset(
         id=written.id,
         backend_type=backend_type,
         options=written,
-        geometry=geometry.rule,
+        geometry=replace(geometry.rule, crops=1) if written.dataset_type == "eval" else geometry.rule,
         captions=captions.rule,
         repeats=written.repeats,
         probability=written.probability,
@@ -261,7 +260,7 @@ def kind_notes(written: DatasetOptions) -> Iterator[str]:
         yield f"{', '.join(asked)} without effect: " + ("it is never trained on" if is_eval else "that is said of a conditioning dataset")
 
 
-def conditioning(label: str, entry: dict[str, Any], caches: CacheEntries, findings: Findings) -> Draft | None:
+def conditioning(label: str, entry: dict[str, Any], caches: CacheEntries, index_folder: Path, findings: Findings) -> Draft | None:
     """Check one conditioning dataset, but for whose it is."""
     before = len(findings.problems)
     found = place_of(label, entry, findings)
@@ -269,11 +268,22 @@ def conditioning(label: str, entry: dict[str, Any], caches: CacheEntries, findin
         return None
     backend_type, written = found
     check_entry(label, written, findings)
-    return None if len(findings.problems) > before else Draft(label, written, backend_type, caches.latents_place(written))
+    return None if len(findings.problems) > before else Draft(label, written, backend_type, caches.latents_place(written), index_folder)
 
 
-def check_caches(datasets: Sequence[ImageDataset | Conditioning], findings: Findings) -> None:
-    """Refuse two datasets that keep their latents in one place."""
+def check_companions(datasets: Sequence[ImageDataset], conditions: Sequence[Conditioning], findings: Findings) -> None:
+    """Refuse a conditioning dataset that lies where its pictures lie: each picture would be its own mask."""
+    for one in conditions:
+        for dataset in datasets:
+            if dataset.id in one.sources and dataset.open().place == one.open().place:
+                findings.problems.append(
+                    f"datasets {dataset.id!r} and {one.id!r} lie in one place, {one.open().place}: a picture would go along with itself; "
+                    f"give {one.id!r} a folder of its own"
+                )
+
+
+def check_caches(datasets: Sequence[ImageDataset | Conditioning], text_place: CachePlace, findings: Findings) -> None:
+    """Refuse two datasets that keep their latents in one place, and caches among pictures."""
     owners: dict[str, str] = {}
     for dataset in datasets:
         place = dataset.latents_place.identity
@@ -282,6 +292,19 @@ def check_caches(datasets: Sequence[ImageDataset | Conditioning], findings: Find
                 f"datasets {owners[place]!r} and {dataset.id!r} have the same cache_dir_vae {dataset.latents_place}; each needs its own"
             )
         owners.setdefault(place, dataset.id)
+    texts = [text_place, *(one.text_place for one in datasets if isinstance(one, ImageDataset))]
+    caches = [(place.identity, "text embeddings", "cache_dir of a text_embeds entry") for place in texts]
+    caches += [
+        (one.latents_place.identity, f"what is made of {one.id!r}", "cache_dir_vae, or cache_dir of an image_embeds entry") for one in datasets
+    ]
+    for dataset in datasets:
+        place = dataset.open().place
+        names = (os.path.realpath(os.path.expanduser(place)), place.replace("/ at ", " at ").rstrip("/"))  # of a folder, or in a bucket
+        findings.problems += [
+            f"{what} would be cached in {place}, where the pictures of {dataset.id!r} lie and nothing is ever written; name another folder in {key}"
+            for identity, what, key in caches
+            if identity in names
+        ]
 
 
 def with_variations(datasets: Sequence[ImageDataset], caches: CacheEntries, options: Data, findings: Findings) -> list[ImageDataset]:

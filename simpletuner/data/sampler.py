@@ -57,6 +57,11 @@ class Sampler:
         self._lock = threading.Lock()
 
     @property
+    def names(self) -> list[str]:
+        """Ids of the datasets."""
+        return [lane.group.name for lane in self._lanes]
+
+    @property
     def end(self) -> int | None:
         """The position from which on no dataset takes part; None if there is always one."""
         return self._timeline.end

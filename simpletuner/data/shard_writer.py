@@ -114,8 +114,11 @@ class ShardWriter:
         """Make a safetensors file of the shard and let go of it; one without records is deleted.
 
         Raises:
-            OSError: it stays as it is, and its records count all the same.
+            OSError: it stays as it is, and its records count all the same. This may be called again.
         """
+        if self._file.closed and os.getpid() == self._process and self.is_in_place():
+            self._file = io.FileIO(self.path, "r+")
+            shelf.claim(self._file)
         with self._file:
             if os.getpid() != self._process or not self.is_in_place():
                 return

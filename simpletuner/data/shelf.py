@@ -94,6 +94,23 @@ class Shelf:
         """Delete an object, if it is there."""
         (self.folder / name).unlink(missing_ok=True)
 
+    def drop_copy(self, name: str) -> bool:
+        """Delete what this machine keeps as a copy of an object that lies elsewhere, since it is damaged.
+
+        Returns:
+            Whether to read the object again, which may give other bytes.
+        """
+        return False
+
+    @property
+    def copies(self) -> Shelf | None:
+        """Copies that this machine keeps of objects that lie elsewhere, under their names; None where there are none."""
+        return None
+
+    def original(self) -> Shelf:
+        """The same objects as every machine sees them, without copies."""
+        return self
+
     def touch(self, name: str) -> None:
         """Note that an object was used now, where that can be noted."""
         try:

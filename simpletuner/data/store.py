@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -65,10 +65,12 @@ class Store:
         self._writing = threading.Lock()
         self._writers: list[ShardWriter] = []
         """The shard that grows, if there is one."""
+        self._unsealed: list[ShardWriter] = []
+        """Shards that could not be sealed when they were to be."""
         self._used: dict[str, float] = {}
         """When the use of a shard was last noted, by this process's clock."""
         self._looked = -LOOK_SECONDS
-        weakref.finalize(self, _seal_quietly, self._writers, self._shelf)  # also when the interpreter ends
+        weakref.finalize(self, _seal_quietly, self._writers, self._unsealed, self._shelf)  # also when the interpreter ends
 
     def has(self, key: str) -> bool:
         """Whether there is an entry, of other processes as of a second ago; a damaged one counts until it is read."""
@@ -130,7 +132,7 @@ class Store:
                 self._refresh()
             for place in self._find(key):
                 try:
-                    tensors = unpack(_bytes_of(key), self._shelf.read(place.shard, place.offset, place.length))
+                    tensors = self._read(key, place)
                 except FileNotFoundError:
                     continue
                 except DamagedEntry as error:
@@ -166,12 +168,17 @@ class Store:
     def close(self) -> None:
         """Make a safetensors file of what was written, and wait until it is where it belongs; a later `put` begins another.
 
+        In a folder, what cannot be made one counts as it is.
+
         Raises:
-            DatasetError: the bucket does not take it; it is kept on this machine.
+            MemoryLimitError: the disk is too full to make what the bucket is to have; it is kept on this machine.
+            DatasetError: the bucket does not take it; it is kept on this machine. Calling this again tries again.
         """
         with self._writing, self._refusing():
-            self._seal()
+            problem = self._seal()
             self._shelf.finish()
+            if problem is not None and self._shelf.publishes_late:
+                raise problem
 
     def sweep(self, older_than_seconds: float = STALE_SECONDS) -> int:
         """Seal the shards that killed runs left, delete their temporary files, begin to upload what they had not, and count it all."""
@@ -217,8 +224,17 @@ class Store:
                 writer.close()
         return lost
 
-    def _seal(self) -> None:
-        _seal_quietly(self._writers, self._shelf)
+    def _seal(self) -> OSError | DatasetError | None:
+        return _seal_quietly(self._writers, self._unsealed, self._shelf)
+
+    def _read(self, key: str, place: Place) -> dict[str, Tensor]:
+        """Read an entry; from where it came, if it is damaged in this machine's copy."""
+        try:
+            return unpack(_bytes_of(key), self._shelf.read(place.shard, place.offset, place.length))
+        except DamagedEntry:
+            if not self._shelf.drop_copy(place.shard):
+                raise
+        return unpack(_bytes_of(key), self._shelf.read(place.shard, place.offset, place.length))
 
     def _find(self, key: str) -> list[Place]:
         with self._refusing():
@@ -255,12 +271,18 @@ class Store:
         )
 
 
-def _seal_quietly(writers: list[ShardWriter], shelf: Shelf) -> None:
-    """Seal what grows, if that can be done: if not, its entries count all the same, and a later sweep seals it."""
-    while writers:
-        writer = writers.pop()
-        with suppress(OSError, DatasetError):
+def _seal_quietly(writers: list[ShardWriter], unsealed: list[ShardWriter], shelf: Shelf) -> OSError | DatasetError | None:
+    """Seal what grows, and give what was in the way: its entries count all the same, and it is sealed the next time or by a later sweep."""
+    problem: OSError | DatasetError | None = None
+    unsealed += writers
+    writers.clear()
+    for writer in tuple(unsealed):
+        try:
             writer.seal(shelf)
+            unsealed.remove(writer)
+        except (OSError, DatasetError) as error:
+            problem = error
+    return problem
 
 
 def _bytes_of(key: str) -> bytes:

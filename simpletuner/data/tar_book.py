@@ -71,7 +71,8 @@ class TarBook:
             for _ in write(base, "captions", examined(unread, read)):
                 pass
             for shard in shards:
-                yield shard, json.loads(recall(base, "captions", shard.path, shard.size_bytes, shard.modified_ns))
+                told = recall(base, "captions", shard.path, shard.size_bytes, shard.modified_ns)
+                yield shard, read(shard) if told is None else json.loads(told)  # another run's datasets of this id may have pushed it out
 
 
 def recall(base: sqlite3.Connection, kind: Kind, path: Path, size_bytes: int, modified_ns: int, column: str = "facts") -> Any:

@@ -53,8 +53,10 @@ class ModelFamily(ABC):
     """What the model specification that adapter files carry calls the architecture; the family's name if not given."""
     kohya_base: ClassVar[str | None] = None
     """What kohya's scripts, and the tools that read their files, call the base model; the family's name if not given."""
-    parts: ClassVar[tuple[str, ...]]
-    """Sub-folders of a whole model that training or validation reads, the denoiser's among them."""
+    parts: tuple[str, ...]
+    """Sub-folders of a whole model that training or validation reads, the denoiser's among them; a model without a VAE lacks that one."""
+    t5_parts: ClassVar[tuple[str, ...]] = ()
+    """Those of them that are a T5 and its tokenizer, in whose place `pretrained_t5_model_name_or_path` puts another."""
 
     def __init__(self, options: Models) -> None:
         """
@@ -62,7 +64,9 @@ class ModelFamily(ABC):
             ConfigError: no such flavour.
         """
         self.options = options
-        self.source = Source(options, self.flavours)
+        self.source = Source(options, self.flavours, self.t5_parts)
+        if not self.source.has_vae:
+            self.parts = tuple(name for name in self.parts if name != "vae")
 
     # Facts that may differ between a family's models; where they do not, a class attribute.
 
@@ -92,6 +96,8 @@ class ModelFamily(ABC):
             found.append(f"pretrained_{other}_model_name_or_path and its subfolder have no effect: {options.model_family} has no {other}")
         if subfolders[name] and not self.source.is_replaced(name):
             found.append(f"pretrained_{name}_subfolder has no effect without pretrained_{name}_model_name_or_path")
+        if options.pretrained_t5_model_name_or_path and not self.t5_parts:
+            found.append(f"pretrained_t5_model_name_or_path has no effect: {options.model_family} reads no T5")
         return [*found, *self.source.notes(self.parts)]
 
     def objective_notes(self, options: Diffusion) -> list[str]:
@@ -214,6 +220,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def pipeline_text_arguments(self) -> dict[str, Any]:
         """Arguments that make the plain pipeline encode text as we do, e.g. its max_sequence_length."""
+
+    def pipeline_call_arguments(self, guidance: float | None) -> dict[str, Any]:
+        """Arguments of the plain pipeline's call that set the strength of guidance, and keep it from changing the size that it is asked for."""
+        return {"guidance_scale": guidance}
 
     # Done: called at the end of a run that trained the denoiser itself.
 

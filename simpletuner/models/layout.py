@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.errors import ConfigError
+from simpletuner.models.files import STEMS, read_json
 from simpletuner.models.loading import load_network, without_bars
 from simpletuner.models.single_file import is_single_file, read_header
-from simpletuner.models.source import INDEX_FILE, STEMS, Source, is_local, read_json
+from simpletuner.models.source import INDEX_FILE, Source, is_local
 
 FAMILY_OF_PIPELINE = {
     "AuraFlow": "auraflow",
@@ -61,7 +62,7 @@ def save_model(source: Source, denoiser_folder: str, denoiser: Any, folder: Path
     staged = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    index = {key: value for key, value in source.index.items() if key not in ORIGIN_KEYS}
+    index = {key: value for key, value in source.index_of_result().items() if key not in ORIGIN_KEYS}
     _write_json(staged / INDEX_FILE, index)
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.models.family import ModelFamily
+from simpletuner.models.files import read_json
 from simpletuner.models.latents import stride_of
-from simpletuner.models.source import Part, is_local, read_json
+from simpletuner.models.pixels import config_in_place_of_vae
+from simpletuner.models.source import Part, is_local
 
 USUAL_CHANNELS, USUAL_STRIDE_PX, USUAL_TEXT_WIDTH = 4, 8, 2048
 """Of AuraFlow; taken where the model's own files are not here."""
@@ -36,6 +38,8 @@ def shapes(family: ModelFamily) -> Shapes:
     """Read latent channels, stride and text width from configurations on this machine, or take the usual ones."""
     known = [name for name in family.parts if family.source.knows(name)]
     vae = config_here(family.source.part("vae")) if "vae" in known else None
+    if not family.source.has_vae and (denoiser := config_here(family.source.part(family.denoiser_folder))) is not None:
+        vae = config_in_place_of_vae(denoiser, family.source_name())
     encoders = [config_here(family.source.part(name)) if name in known else None for name in family.parts if name.startswith("text_encoder")]
     widths = [int(config.get("d_model") or config.get("hidden_size") or 0) if config else 0 for config in encoders]
     channels, stride = (int(vae.get("latent_channels", USUAL_CHANNELS)), stride_of(vae)) if vae else (USUAL_CHANNELS, USUAL_STRIDE_PX)

@@ -6,7 +6,6 @@ HF_HUB_OFFLINE mean what they mean to huggingface_hub, which does the downloads 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,17 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simpletuner.errors import ConfigError, choose
+from simpletuner.models.files import STEMS, contents, find_weights, read_json, weights_hint
 from simpletuner.models.hub import fetch_file, fetch_files
 from simpletuner.models.single_file import Checkpoint, checkpoint_here, is_address, is_single_file, open_checkpoint
+from simpletuner.models.t5 import OPTION as T5_OPTION
+from simpletuner.models.t5 import TOKENIZER_FILES, encoder_class, is_of_tokenizer, tokenizer_class
 
 if TYPE_CHECKING:
     from simpletuner.options.models import Models
 
 INDEX_FILE = "model_index.json"
-STEMS = ("diffusion_pytorch_model", "model")
-"""What weight files are called: by diffusers, by transformers."""
 WEIGHTLESS = ("tokenizer", "scheduler")
 """How the names of parts begin that hold settings alone."""
+NO_VAE = "none"
+"""What pretrained_vae_model_name_or_path is set to for a model that works on pixels."""
 CHECKPOINT_NAME = "checkpoint.safetensors"
 """What a single file is called in a part's list of files, so that its own name makes no difference."""
 
@@ -90,6 +92,7 @@ class Part:
             names = [self.config_name, *self.weights()[1]]
         else:
             names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+            names = names if self._place[0] else [name for name in names if is_of_tokenizer(name)]
         return {name: folder / name for name in names}
 
     def weights(self) -> tuple[str | None, list[str]]:
@@ -98,7 +101,7 @@ class Part:
         found = find_weights(folder, self.variant)
         if found is None:
             raise ConfigError(
-                f"the {self} has no weights in safetensors, or not all shards of them; there is {_contents(folder)}", hint=_weights_hint(folder)
+                f"the {self} has no weights in safetensors, or not all shards of them; there is {contents(folder)}", hint=weights_hint(folder)
             )
         return found
 
@@ -115,7 +118,7 @@ class Part:
                 return subfolder, path
         raise ConfigError(
             f"{self.location} has no {self.name}: there is no {' and no '.join(name for _, name in names)}",
-            hint=f"It has {_contents(root)}."
+            hint=f"It has {contents(root)}."
             if root.is_dir()
             else "Is it a model in diffusers layout? A single file is set by its own path or address.",
         )
@@ -123,7 +126,7 @@ class Part:
     def _patterns(self, prefix: str) -> Iterator[tuple[list[str], list[str]]]:
         """What to fetch from the hub, and what of it to leave there; one pair after the other, until there is something."""
         if not self.has_weights:
-            yield [f"{prefix}*"], []
+            yield [f"{prefix}*"] if prefix else list(TOKENIZER_FILES), []
             return
         indexes = [f"{prefix}{stem}.safetensors.index*.json" for stem in STEMS]
         if self.variant:
@@ -140,11 +143,17 @@ class Part:
 class Source:
     """Where a run takes its model from, as its options say."""
 
-    def __init__(self, options: Models, flavours: Mapping[str, str]) -> None:
+    def __init__(self, options: Models, flavours: Mapping[str, str], t5_parts: Sequence[str] = ()) -> None:
         """
+        Args:
+            t5_parts: names of the parts that are a T5 and its tokenizer.
+
         Raises:
-            ConfigError: no such flavour.
+            ConfigError: no such flavour, or a T5 in a single file.
         """
+        t5 = options.pretrained_t5_model_name_or_path
+        if t5 is not None and is_single_file(t5):
+            raise ConfigError(f"{T5_OPTION} {t5} is a single file", hint="Set a hub id or a folder with config.json and tokenizer.")
         self.options = options
         self._flavours = flavours
         if options.model_flavour is not None and options.model_flavour not in flavours:
@@ -159,7 +168,9 @@ class Source:
             "transformer": (options.pretrained_transformer_model_name_or_path, options.pretrained_transformer_subfolder),
             "unet": (options.pretrained_unet_model_name_or_path, options.pretrained_unet_subfolder),
             "vae": (options.pretrained_vae_model_name_or_path, None),
+            **dict.fromkeys(t5_parts, (t5, None)),
         }
+        self._t5_parts = t5_parts if t5 is not None else ()
 
     def part(self, name: str) -> Part:
         """Say where a part lies: in the model, or where an option of its own points.
@@ -271,8 +282,28 @@ class Source:
 
     @property
     def is_here(self) -> bool:
-        """Whether the model, and for a single file what gives the rest, is on this machine."""
-        return is_local(self.location) and is_local(self.base)
+        """Whether all that tells which sizes the model takes is on this machine; a T5 tells nothing of them."""
+        replacing = (self._replaced[name][0] for name in ("transformer", "unet", "vae"))
+        return is_local(self.location) and is_local(self.base) and all(is_local(location) for location in replacing if location is not None)
+
+    @cached_property
+    def has_vae(self) -> bool:
+        """Whether the denoiser works on what a VAE makes; on pixels, if the option or the list of parts of a model that is here says so."""
+        given = self.options.pretrained_vae_model_name_or_path
+        if given is not None:
+            return given.lower() != NO_VAE
+        has_index = not is_single_file(self.location) and (Path(self.location).expanduser() / INDEX_FILE).is_file()
+        return not has_index or not is_nothing(self.index.get("vae"))
+
+    @property
+    def foreign_text_parts(self) -> Sequence[str]:
+        """Names of the parts that pretrained_t5_model_name_or_path gives."""
+        return self._t5_parts
+
+    @property
+    def loads_by_name(self) -> bool:
+        """Whether diffusers loads the model, as it is trained here, by its location alone."""
+        return self.checkpoint is None and self.has_vae and not self._t5_parts
 
     def is_replaced(self, name: str) -> bool:
         return self._replaced.get(name, (None, None))[0] is not None
@@ -284,7 +315,7 @@ class Source:
         revision = None if is_single_file(self.location) else self.options.revision
         path = root / INDEX_FILE if root.is_dir() else fetch_file(self.base, INDEX_FILE, revision)
         if path is None or not path.is_file():
-            raise ConfigError(f"{self.base} has no {INDEX_FILE}", hint=f"It has {_contents(root)}." if root.is_dir() else None)
+            raise ConfigError(f"{self.base} has no {INDEX_FILE}", hint=f"It has {contents(root)}." if root.is_dir() else None)
         return read_json(path)
 
     def class_of(self, name: str) -> type[Any]:
@@ -292,7 +323,7 @@ class Source:
         import diffusers
         import transformers
 
-        library, class_name = self.index.get(name) or (None, None)
+        library, class_name = self._t5_class(name) if name in self._t5_parts else self.index.get(name) or (None, None)
         module = {"diffusers": diffusers, "transformers": transformers}.get(str(library))
         if module is None or not hasattr(module, str(class_name)):
             raise ConfigError(
@@ -302,6 +333,20 @@ class Source:
         found: type[Any] = getattr(module, str(class_name))
         return found
 
+    def _t5_class(self, name: str) -> tuple[str, str]:
+        part = self.part(name)
+        return "transformers", encoder_class(part.config(), part.location) if part.has_weights else tokenizer_class(part.config())
+
+    def index_of_result(self) -> dict[str, Any]:
+        """The list of parts of a model that is written after training: of this one, with what the options put in place of its own."""
+        index = {**self.index, **{name: list(self._t5_class(name)) for name in self._t5_parts}}
+        return index if self.has_vae else {**index, "vae": [None, None]}
+
+
+def is_nothing(entry: object) -> bool:
+    """Whether a model's list of parts says of one that there is none."""
+    return isinstance(entry, list) and bool(entry) and entry[0] is None
+
 
 def is_local(location: str) -> bool:
     """Tell a path of this machine, there or not, from a hub id or an address."""
@@ -309,48 +354,3 @@ def is_local(location: str) -> bool:
         return False
     is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", location) and not is_single_file(location) and Path(location).suffix != ".json"
     return not is_id or Path(location).expanduser().exists()
-
-
-def find_weights(folder: Path, variant: str | None) -> tuple[str | None, list[str]] | None:
-    """Find a part's weights: one file, or an index and its shards; of the variant if there is one, plain otherwise.
-
-    Returns:
-        The variant found and the names of its files; None if there are none, or a shard is missing.
-    """
-    for found in dict.fromkeys((variant, None)):
-        dot = f".{found}" if found else ""
-        for stem in STEMS:
-            single, index = f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
-            if (folder / single).is_file():
-                return found, [single]
-            if (folder / index).is_file():
-                shards = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
-                if shards and all((folder / shard).is_file() for shard in shards):
-                    return found, [index, *shards]
-    return None
-
-
-def _weights_hint(folder: Path) -> str:
-    names = [path.name for path in folder.iterdir()]
-    variants = sorted({match[1] for name in names if (match := re.fullmatch(rf"(?:{'|'.join(STEMS)})\.(\w+)(?:-\d.*)?\.safetensors", name))})
-    if variants:
-        return f"Set variant to {' or '.join(variants)}."
-    if any(name.endswith((".bin", ".pt", ".ckpt")) for name in names):
-        return "Pickled weights run code when they are read; save the model again with safe_serialization=True."
-    return f"Download the whole folder; it should hold {STEMS[0]}.safetensors or {STEMS[1]}.safetensors."
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a model's file of settings."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}", hint="Download the model again.") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object", hint="Download the model again.")
-    return value
-
-
-def _contents(folder: Path) -> str:
-    names: Sequence[str] = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir() if not path.name.startswith("."))
-    return ", ".join(names[:20]) or "nothing in it"

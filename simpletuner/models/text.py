@@ -5,7 +5,7 @@ Letters: B batch, T text tokens, D text width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,52 @@ def encode_unmasked(text: TextEncoder, prompts: Sequence[str], tokens: int) -> T
     inputs = text.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
     hidden: Tensor = text.encoder(inputs["input_ids"].to(device))[0]
     return hidden
+
+
+def encode_both_ways(pipeline: type[Any], text: TextEncoder, prompts: Sequence[str], tokens: int, **call: Any) -> dict[str, Tensor]:
+    """Encode prompts as a pipeline of diffusers does that puts words of its own before a prompt, but not before a negative one.
+
+    Args:
+        pipeline: its class.
+        tokens: T.
+        call: further arguments of its `encode_prompt`.
+
+    Returns:
+        `prompt` (B, T, D) and `mask` (B, T), one where there is no padding; `negative` and `negative_mask` likewise. An empty prompt is what
+        guidance steers away from when a caption was dropped, so it is encoded as a negative one in both.
+    """
+    import torch
+
+    parts = dict.fromkeys(("vae", "transformer", "scheduler"))
+    device = next(text.encoder.parameters()).device
+    with torch.no_grad():
+        encoded = pipeline(text_encoder=text.encoder, tokenizer=text.tokenizer, **parts).encode_prompt(
+            list(prompts), negative_prompt=list(prompts), device=device, max_sequence_length=tokens, **call
+        )
+    prompt, mask, negative, negative_mask = encoded
+    empty = torch.tensor([not words.strip() for words in prompts], device=device)
+    return {
+        "prompt": torch.where(empty[:, None, None], negative, prompt),
+        "mask": torch.where(empty[:, None], negative_mask, mask),
+        "negative": negative,
+        "negative_mask": negative_mask,
+    }
+
+
+def fill_up(states: Sequence[Tensor], tokens: int) -> dict[str, Tensor]:
+    """Bring prompts of several lengths, (tokens, D) each, to `prompt` (B, T, D), zero where there is padding, and `mask` (B, T), one where not."""
+    import torch
+
+    def filled(value: Tensor) -> Tensor:
+        return torch.nn.functional.pad(value, (0, 0, 0, tokens - len(value)))
+
+    mask = [filled(torch.ones(len(value), 1, dtype=torch.long, device=value.device))[:, 0] for value in states]
+    return {"prompt": torch.stack([filled(value) for value in states]), "mask": torch.stack(mask)}
+
+
+def unpadded(text: Mapping[str, Tensor]) -> list[Tensor]:
+    """Undo `fill_up`: the states of each prompt, (tokens, D)."""
+    return [states[: int(mask.sum())] for states, mask in zip(text["prompt"], text["mask"])]
 
 
 def mask_padding(text: TextEncoder, prompts: Sequence[str], tokens: int) -> Tensor:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.errors import ConfigError
+from simpletuner.models import pixels as pixel_space
 from simpletuner.models.family import ModelFamily
 from simpletuner.models.identity import digest_files
 from simpletuner.models.latents import Scaling, decode_any_precision, encode_posterior, scaling_of, stride_of
 from simpletuner.models.loading import load_network, random_network
+from simpletuner.models.source import Part, is_local
+from simpletuner.models.t5 import check_width, encoder_class
 from simpletuner.models.text import TextEncoder, load_text_encoder
 from simpletuner.types import Size
 
@@ -39,8 +42,32 @@ class UsualFamily(ModelFamily):
     """Folders of each text encoder and its tokenizer, in the order in which `encode_text` wants them."""
     vae_has_shift: ClassVar[bool] = False
     """Whether the pipeline undoes the VAE's `shift_factor` when it decodes."""
+    takes_pixels: ClassVar[bool] = False
+    """Whether a denoiser of the family can be trained without a VAE, on pixels."""
 
     # Before anything is loaded.
+
+    def check_source(self) -> None:
+        if not self.source.has_vae and not self.takes_pixels:
+            raise ConfigError(
+                f"without a VAE {self.source_name()} would be trained on pixels, which model_family {self.options.model_family} cannot",
+                hint="Leave out pretrained_vae_model_name_or_path none. model_family auraflow can be trained so.",
+            )
+        super().check_source()
+        if not self.source.has_vae and self.source.is_here:
+            assert self.vae_config  # made now, or refused
+        if self.source.is_here and all(is_local(part.location) for part in self._t5_encoders):
+            self._check_t5()
+
+    @property
+    def _t5_encoders(self) -> list[Part]:
+        """What takes the place of the model's own T5, if anything does."""
+        return [self.source.part(name) for name in self.source.foreign_text_parts if name.startswith("text_encoder")]
+
+    def _check_t5(self) -> None:
+        for part in self._t5_encoders:
+            encoder_class(part.config(), part.location)
+            check_width(part.config(), self.denoiser_config, part.location)
 
     @property
     def alignment_px(self) -> int:
@@ -74,6 +101,7 @@ class UsualFamily(ModelFamily):
     # Text.
 
     def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
+        self._check_t5()
         return [load_text_encoder(self.source, device, dtype, encoder, tokenizer) for encoder, tokenizer in self.text_parts]
 
     def text_modules(self, encoders: Sequence[TextEncoder]) -> list[nn.Module]:
@@ -87,6 +115,8 @@ class UsualFamily(ModelFamily):
     # Latents.
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        if not self.source.has_vae:
+            return pixel_space.stand_in(self.vae_config, device)
         import diffusers
 
         vae: nn.Module = load_network(getattr(diffusers, self.vae_class), self.source.part("vae"), dtype).to(device)
@@ -94,7 +124,10 @@ class UsualFamily(ModelFamily):
         return vae
 
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-        return encode_posterior(vae, pixels)
+        return encode_posterior(vae, pixels) if self.source.has_vae else pixel_space.encode(pixels, self.vae_config["latent_channels"])
+
+    def vae_fingerprint(self, memo_folder: Path | None = None) -> str:
+        return super().vae_fingerprint(memo_folder) if self.source.has_vae else f"pixels {self.vae_config['latent_channels']}"
 
     def scale_latents(self, raw: Tensor) -> Tensor:
         return self._scaling.scale(raw)
@@ -144,6 +177,8 @@ class UsualFamily(ModelFamily):
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:
+        if not self.source.has_vae:
+            return pixel_space.config_in_place_of_vae(self.denoiser_config, self.source_name())
         return self.source.part("vae").config()
 
     @property
@@ -162,4 +197,15 @@ def pooled_inputs(text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) ->
         "pooled_prompt_embeds": text["pooled"],
         "negative_prompt_embeds": negative["prompt"],
         "negative_pooled_prompt_embeds": negative["pooled"],
+    }
+
+
+def both_ways_inputs(text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `encode_both_ways` made of a prompt and a negative one, as the pipelines name it."""
+    return {
+        "prompt_embeds": text["prompt"],
+        "prompt_attention_mask": text["mask"],
+        "negative_prompt_embeds": negative["negative"],
+        "negative_prompt_attention_mask": negative["negative_mask"],
+        "negative_prompt": None,  # of some it is empty words otherwise, which they then refuse beside embeddings
     }

@@ -61,6 +61,9 @@ class Data(Section):
     masked_loss_probability: float = option(1.0, ge=0, le=1, advanced=True)
     """Share of pictures with a mask that are trained with it; the others learn from all of the picture."""
 
+    broken_images: Literal["skip", "refuse"] = option("skip")
+    """Whether files that are no usable images are left out and named (skip), or no training begins before they are gone (refuse)."""
+
     cache_dir: Path = option(Path("cache"))
     """Folder for encoded images and captions of datasets that name none of their own."""
 

@@ -37,7 +37,11 @@ class Models(Section):
     """Folder of the U-Net inside `pretrained_unet_model_name_or_path`; `unet` if not given."""
 
     pretrained_vae_model_name_or_path: str | None = option(None, advanced=True)
-    """Hub id, folder or single file of a VAE to take instead of the base model's own."""
+    """Hub id, folder or single file of a VAE to take instead of the base model's own. `none` trains on the pixels themselves, without a VAE."""
+
+    pretrained_t5_model_name_or_path: str | None = option(None, advanced=True)
+    """Hub id or folder of a T5 with its tokenizer to take instead of the base model's own, where it has one; it stays frozen. The folder may
+    be laid out as transformers' own are, or as one of diffusers'."""
 
     revision: str | None = option(None, advanced=True)
     """Branch, tag or commit on the hub; the main branch if not given."""

@@ -52,9 +52,7 @@ LATER: Mapping[str, str] = {
     "evaluation by epochs, and pooled over datasets": "eval_epoch_interval eval_dataset_pooling",
     "webhooks and previews": "webhook_config webhook_reporting_interval validation_preview validation_preview_steps",
     "training text encoders": "train_text_encoder text_encoder_lr text_encoder_limit save_text_encoder freeze_encoder* layer_freeze_strategy",
-    "choosing text encoders": (
-        "pretrained_t5_model_name_or_path pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"
-    ),
+    "choosing text encoders": ("pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"),
     "ControlNet": "controlnet controlnet_* control conditioning_*",
     "the aesthetic score of a refiner": "data_aesthetic_score",
     "further ways to draw noise levels": "flow_cubic_schedule_weights mixflow_*",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from simpletuner import plugins
 from simpletuner.adapters.adapter import Adapter, Attached, Targets, kind_of
 from simpletuner.console import Console, duration
 from simpletuner.data.sampler import Sampler
-from simpletuner.errors import ConfigError, choose
+from simpletuner.errors import ConfigError
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import weight_dtype
 from simpletuner.models.family import ModelFamily
@@ -26,7 +26,6 @@ from simpletuner.optim.catalogue import find as find_optimizer
 from simpletuner.optim.notes import notes as optimizer_notes
 from simpletuner.options.load import Loaded
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.options.validation import Validation
 from simpletuner.randomness import seed_from
 from simpletuner.reporting.tracker import Trackers, start_trackers
 from simpletuner.training.caching import Caches, fill_caches
@@ -34,7 +33,7 @@ from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.datasets import Datasets, find_datasets, total_steps
 from simpletuner.training.ema import Ema
 from simpletuner.training.evaluator import Evaluator
-from simpletuner.training.finish import call_arguments, finish, metadata_of, triggers_of
+from simpletuner.training.finish import call_arguments, finish, generate_line, metadata_of, triggers_of
 from simpletuner.training.machine import start_accelerator
 from simpletuner.training.objective import loss_of, scheduled_sampling_of
 from simpletuner.training.prompts import Picture, pictures, prompts_to_show
@@ -47,7 +46,6 @@ from simpletuner.training.summary import show_end, show_start
 from simpletuner.training.trainer import Pace, Trainer
 from simpletuner.training.validation import Renderer
 from simpletuner.training.validator import Validator
-from simpletuner.types import Sample
 
 
 def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int:
@@ -75,10 +73,10 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
         with stop.deferred():
             result = finish(run.trainer, run.family, run.denoiser, loaded.config)
         if run.trainer.accelerator.is_main_process:
-            is_file = run.family.source.checkpoint is not None  # which no two lines of diffusers load as it was trained
+            loads_by_name = run.family.source.loads_by_name  # else no two lines of diffusers load it as it was trained
             base = run.family.source_name()
-            snippet = None if is_file else run.trainer.adapter.snippet(run.family.pipeline_class, base, run.arguments, str(result.folder))
-            show_end(console, result.files, run.validator.grid, snippet, duration(time.monotonic() - began))
+            snippet = None if not loads_by_name else run.trainer.adapter.snippet(run.family.pipeline_class, base, run.arguments, str(result.folder))
+            show_end(console, result.files, run.validator.grid, generate_line(loaded.config, result), snippet, duration(time.monotonic() - began))
     return 0
 
 
@@ -104,8 +102,6 @@ class Prepared:
     accelerator: Accelerator
     shown: list[Picture]
     """What validation renders."""
-    held_out: Mapping[str, Sequence[Sample]]
-    """Dataset id to what is evaluated with."""
     arguments: Mapping[str, object]
     caches: Caches
     sampler: Sampler
@@ -131,9 +127,8 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
         console.say(f"note: {note}")
     datasets = find_datasets(config, family, variables, console, accelerator)
     refuse_regularisation_of_full(adapter, datasets)
-    evaluated = evaluated_with(config.validation, [dataset.id for dataset in datasets.plan.held_out], console)
 
-    sampler = datasets.sampler(config, accelerator)
+    sampler = datasets.sampler(config, accelerator, console)
     find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None))
     if config.adapters.init_lora and not config.adapters.init_lora.exists():
         raise ConfigError(f"init_lora {config.adapters.init_lora} does not exist", hint="Give a folder that a run saved, or a .safetensors file.")
@@ -143,10 +138,10 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
     caches = fill_caches(config, family, datasets, prompts_to_show(shown), console, accelerator)
     if caches.datasets is not datasets:  # images turned out to be damaged when they were read
         datasets = caches.datasets
-        sampler = datasets.sampler(config, accelerator)
+        sampler = datasets.sampler(config, accelerator, console)
     held.callback(datasets.book.save)
-    held_out = {name: samples for name, samples in datasets.held_out_samples().items() if name in evaluated}
-    return Prepared(family, adapter, accelerator, shown, held_out, arguments, caches, sampler)
+    held.callback(caches.let_go)
+    return Prepared(family, adapter, accelerator, shown, arguments, caches, sampler)
 
 
 def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Run:
@@ -168,14 +163,16 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, config.diffusion, accelerator.device, lambda: stop.is_made
     )
     validator = Validator(renderer, caches.vae, ready.shown, output_dir, config, ema, trackers, accelerator, console)
-    pace = pace_of(config, total_steps(training, ready.sampler), bool(ready.shown))
+    held_out = caches.datasets.held_out_samples()
+    pace = pace_of(config, total_steps(training, ready.sampler), bool(ready.shown), bool(held_out))
     step = build_step(config, family, denoiser, adapter, accelerator)
     autocast = partial(autocast_of, config, adapter, accelerator.device)
     evaluator = Evaluator(
         step=step,
         loader=loader,
-        held_out=ready.held_out,
+        held_out=held_out,
         options=config.validation,
+        is_stopped=lambda: stop.is_made,
         batch_size=training.train_batch_size,
         output_dir=output_dir,
         ema=ema,
@@ -207,9 +204,10 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         autocast=autocast,
     )
     at_end = "; that is the last step: raise max_train_steps to go on"
-    start = resume(trainer, training.resume_from_checkpoint, console, validator.move_later)
+
+    start = resume(trainer, training.resume_from_checkpoint, console, [validator.move_later, evaluator.move_later])
     if accelerator.is_main_process:
-        evaluator.forget_later(trainer.state.step)
+        caches.datasets.take_up()
     facts = caches.datasets.facts(training.train_batch_size, caches.versions)
     show_start(
         console,
@@ -220,7 +218,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         pace,
         loader.batches_per_epoch(),
         start + (at_end if trainer.state.step == pace.total_steps else ""),
-        evaluator.describe(pace.evaluate_every),
+        evaluator.describe(config.validation.eval_steps_interval),
     )
     return Run(family, denoiser, trainer, validator, evaluator, ready.arguments)
 
@@ -231,26 +229,6 @@ def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerat
     asked = options.report_to if accelerator.is_main_process else "none"
     folder = output_dir / options.logging_dir
     return start_trackers(asked, folder, options.tracker_project_name, options.tracker_run_name, without_paths(config.flat()), console.warn)
-
-
-def evaluated_with(options: Validation, held_out: Sequence[str], console: Console) -> Sequence[str]:
-    """Ids of the held-out datasets to evaluate with.
-
-    Raises:
-        ConfigError: `eval_dataset_id` names none of them.
-    """
-    usual = Validation()
-    asked = [key for key in ("num_eval_images", "eval_steps_interval", "eval_timesteps") if getattr(options, key) != getattr(usual, key)]
-    if asked and not held_out:
-        console.say(f"note: {', '.join(asked)} without effect: no dataset has dataset_type eval")
-    if options.eval_loss_disable:
-        return ()
-    if options.eval_dataset_id is None:
-        return held_out
-    if options.eval_dataset_id not in held_out:
-        named = choose(options.eval_dataset_id, held_out, "datasets of dataset_type eval") if held_out else "no dataset has dataset_type eval"
-        raise ConfigError(f"eval_dataset_id {options.eval_dataset_id!r} is not there", hint=named)
-    return (options.eval_dataset_id,)
 
 
 def build_step(config: TrainConfig, family: ModelFamily, denoiser: nn.Module, adapter: Adapter, accelerator: Accelerator) -> Step:
@@ -311,15 +289,19 @@ def build_adapter(config: TrainConfig, family: ModelFamily) -> Adapter:
 
 def load_denoiser(config: TrainConfig, family: ModelFamily, adapter: Adapter) -> nn.Module:
     """Load the base on the CPU in the precision in which it will be used."""
-    seed = seed_from("model", config.training.seed)
     if adapter.trains_base:
-        return family.load_denoiser(torch.float32, seed)
-    denoiser = family.load_denoiser(weight_dtype(config.memory), seed)
+        return family.load_denoiser(torch.float32, seed_from("model", config.training.seed))
+    return load_frozen(config, family)
+
+
+def load_frozen(config: TrainConfig, family: ModelFamily) -> nn.Module:
+    """Load the base on the CPU in the precision in which it is used where it is not trained itself."""
+    denoiser = family.load_denoiser(weight_dtype(config.memory), seed_from("model", config.training.seed))
     quantise(denoiser, config.memory.base_model_precision)
     return denoiser
 
 
-def pace_of(config: TrainConfig, steps: int, has_pictures: bool) -> Pace:
+def pace_of(config: TrainConfig, steps: int, has_pictures: bool, evaluates: bool) -> Pace:
     """Settle when what is due."""
     training = config.training
     return Pace(
@@ -327,5 +309,5 @@ def pace_of(config: TrainConfig, steps: int, has_pictures: bool) -> Pace:
         accumulation=training.gradient_accumulation_steps,
         save_every=training.checkpoint_step_interval,
         validate_every=config.validation.validation_step_interval if has_pictures else 0,
-        evaluate_every=config.validation.eval_steps_interval,
+        evaluate_every=config.validation.eval_steps_interval if evaluates else None,
     )

@@ -14,7 +14,6 @@ from simpletuner.data.latents import LatentCache
 from simpletuner.data.loader import Beside
 from simpletuner.data.store import Store
 from simpletuner.training.datasets import Datasets
-from simpletuner.types import Sample
 
 DECODERS = {"mask": read_mask, "segmentation": read_segmentation}
 MASKS_AT_ONCE = 8
@@ -44,23 +43,21 @@ def mask_caches(datasets: Datasets, stores: Mapping[str, Store], stride: int, *,
             MASKS_AT_ONCE,
             warn=warn,
             is_ondemand=is_ondemand,
+            noun="mask",
         )
         for one in datasets.plan.conditioning
         if one.is_mask
     }
 
 
-def masks_of(datasets: Datasets, one: str) -> list[Sample]:
-    """All the masks of one conditioning dataset, with every crop that is kept."""
-    return [mask for mask in datasets.masks() if mask.backend == one]
-
-
 def besides_of(datasets: Datasets, latents: LatentCache, masks: Masks) -> dict[str, tuple[Beside, ...]]:
     """Dataset id to what goes along with its pictures."""
 
-    def beside(companions: Companions) -> Beside:
+    samples = {dataset.id: discovery.samples for dataset, discovery in datasets.found}
+
+    def beside(companions: Companions, name: str) -> Beside:
         conditioning = companions.conditioning
         rows = masks[conditioning.id] if conditioning.is_mask else latents
-        return Beside(conditioning.is_mask, companions.of, rows, companions.digest())
+        return Beside(conditioning.is_mask, companions.of, rows, companions.digest(samples[name]))
 
-    return {name: tuple(map(beside, several)) for name, several in datasets.companions.items() if several}
+    return {name: tuple(beside(one, name) for one in several) for name, several in datasets.companions.items() if several and name in samples}

@@ -9,7 +9,6 @@ from simpletuner.console import Console
 from simpletuner.data.contents import SetAside
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.assemble import build_family
-from simpletuner.training.besides import masks_of
 from simpletuner.training.caching import open_caches
 from simpletuner.training.datasets import Datasets, find_datasets
 from simpletuner.training.machine import start_accelerator
@@ -35,7 +34,7 @@ def used_keys(config: TrainConfig, variables: Mapping[str, str], console: Consol
     opened = open_caches(config, family, datasets, accelerator.device, console.warn)
     _, prompts = opened.prompts(datasets, prompts_to_show(pictures(config.validation, config.training.seed, family)))
     found = [opened.embeds.used(prompts), opened.latents(datasets).used(datasets.crops())]
-    found += [masks.used(masks_of(datasets, name)) for name, masks in opened.masks(datasets).items()]
+    found += [masks.used(datasets.masks(name)) for name, masks in opened.masks(datasets).items()]
     used: dict[str, set[str]] = {}
     for part in found:
         for identity, keys in part.items():
@@ -46,7 +45,7 @@ def used_keys(config: TrainConfig, variables: Mapping[str, str], console: Consol
 def read_whole(datasets: Datasets, console: Console) -> None:
     """Read the images that never were, whose keys nobody knows."""
     images = datasets.images()
-    unread = [sample for sample in (*datasets.samples(), *datasets.masks()) if not images.content(sample)]
+    unread = [sample for sample in datasets.files() if not images.content(sample)]
     with console.bar("reading new images", len(unread)) as bar:
         for sample in unread:
             with suppress(SetAside):

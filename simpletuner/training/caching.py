@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,13 @@ from simpletuner.data.loader import Loader
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
 from simpletuner.data.variation import Expansion, Variation, expand
+from simpletuner.errors import SimpleTunerError
 from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.memory import Memory
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.training.besides import Masks, besides_of, mask_caches, masks_of
+from simpletuner.training.besides import Masks, besides_of, mask_caches
 from simpletuner.training.datasets import Datasets, changes_of
 from simpletuner.training.long_captions import LongCaptions
 from simpletuner.training.text_places import TextPlaces
@@ -142,6 +144,8 @@ class Caches:
     """Dataset id to the versions of its captions."""
     versions: Mapping[str, str]
     """Dataset id to how many embeddings they make."""
+    let_go: Callable[[], None]
+    """To be called when the run is over, see `Opened.let_go`."""
 
     def loader(self, sampler: Sampler) -> Loader:
         return Loader(
@@ -211,6 +215,15 @@ class Opened:
         for store in (*self.places.stores, *self.stores.values()):
             store.close()
 
+    def let_go(self) -> None:
+        """As `finish`, for what was made while a run trained. It is over, so that a bucket that does not take it is an error no more but is said."""
+        for store in (*self.places.stores, *self.stores.values()):
+            try:
+                store.close()
+            except SimpleTunerError as error:
+                # Not by the console: what other processes than the first made matters too.
+                print("warning:", ". ".join(filter(None, (error.message, error.hint))), file=sys.stderr, flush=True)
+
 
 def open_caches(config: TrainConfig, family: ModelFamily, datasets: Datasets, device: torch.device, warn: Callable[[str], None]) -> Opened:
     """Settle what a run caches and under which keys, whether to fill the caches or to ask what is used of them."""
@@ -263,7 +276,7 @@ def fill_caches(
     opened.finish()
     versions = {name: expansion.count for name, expansion in expansions.items()}
     is_pinned = accelerator.device.type == "cuda"
-    return Caches(config, datasets, opened.embeds, latents, masks, vae, is_pinned, datasets.variations(), versions)
+    return Caches(config, datasets, opened.embeds, latents, masks, vae, is_pinned, datasets.variations(), versions, opened.let_go)
 
 
 def fill_text(
@@ -301,7 +314,7 @@ def fill_latents(cache: LatentCache, masks: Masks, datasets: Datasets, console: 
         Whether any process found an image to be other than its header said, so that the datasets must be looked at again.
     """
     missing = cache.missing(datasets.crops())
-    absent = {name: one.missing(masks_of(datasets, name)) for name, one in masks.items()}
+    absent = {name: one.missing(datasets.masks(name)) for name, one in masks.items()}
     say_changes(datasets, [*missing, *(mask for several in absent.values() for mask in several)], console)
     accelerator.wait_for_everyone()  # all look before any writes, or their shares would not add up
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -315,7 +328,7 @@ def fill_latents(cache: LatentCache, masks: Masks, datasets: Datasets, console: 
                 masks[name].fill(share, bar)
     accelerator.wait_for_everyone()  # also where nothing was missing: others may have looked a moment earlier
     if accelerator.num_processes > 1:
-        datasets.book.catch_up(datasets.samples())
+        datasets.book.catch_up(datasets.files())
     found = torch.tensor([datasets.book.has_set_aside], device=accelerator.device)
     return bool(accelerator.gather(found).any().item())
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from simpletuner.adapters.adapter import Adapter
+from simpletuner.adapters.effect import Effect
 
 
 class Clock:
     """Which step of a pipeline's sampler is being made."""
 
-    def __init__(self, pipeline: Any, adapter: Adapter) -> None:
+    def __init__(self, pipeline: Any, adapter: Effect) -> None:
         self._pipeline, self._adapter = pipeline, adapter
         self._index = 0
 
@@ -28,7 +28,7 @@ class Clock:
 
 
 @contextmanager
-def clocked(pipeline: Any, denoiser: nn.Module, adapter: Adapter) -> Iterator[Clock]:
+def clocked(pipeline: Any, denoiser: nn.Module, adapter: Effect) -> Iterator[Clock]:
     """Have the adapter told the time before each call of the denoiser while one picture is made.
 
     Whoever calls the pipeline says when a step is over.

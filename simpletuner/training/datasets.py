@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from simpletuner.data.buckets import Group, check_size, describe
 from simpletuner.data.companions import Companions, find_companions, paired
 from simpletuner.data.contents import ContentBook, ImageReader
 from simpletuner.data.crops import kept_crops
-from simpletuner.data.discover import Discovery, discover
+from simpletuner.data.discover import Discovery, discover, skip_notes, take_up
+from simpletuner.data.faults import OF_BROKEN_FILES
+from simpletuner.data.held_out import HeldOut, held_out_of, idle_notes
 from simpletuner.data.images import read_pixels
-from simpletuner.data.index import Changes
+from simpletuner.data.index import Changes, open_index
 from simpletuner.data.plan import DataPlan, ImageDataset, load_plan
 from simpletuner.data.sampler import Sampler, total_steps
 from simpletuner.data.store import Store
@@ -45,6 +48,9 @@ class Datasets:
     seed: int
     book: ContentBook
     """What reading images whole has told of them, in this run and before."""
+    held_out: HeldOut
+    refuses_broken: bool = False
+    """Whether an image that turns out to be broken ends the run."""
 
     @property
     def trained(self) -> list[tuple[ImageDataset, Discovery]]:
@@ -66,9 +72,20 @@ class Datasets:
         pictures = list(kept_crops(self.pictures(), self.seed))
         return [*pictures, *self._companions(pictures, is_mask=False)]
 
-    def masks(self) -> list[Sample]:
-        """The masks of all pictures, with every crop that is kept."""
-        return self._companions(list(kept_crops(self.pictures(), self.seed)), is_mask=True)
+    def masks(self, conditioning: str) -> list[Sample]:
+        """The masks of one conditioning dataset that pictures have, with every crop that is kept."""
+        return [
+            one.of(sample)
+            for dataset, discovery in self.found
+            for one in self.companions[dataset.id]
+            if one.conditioning.is_mask and one.conditioning.id == conditioning
+            for sample in kept_crops(discovery.samples, self.seed)
+        ]
+
+    def files(self) -> list[Sample]:
+        """Every file that is read whole: pictures, references, masks, each in its first crop."""
+        masks = self._companions(self.pictures(), is_mask=True)
+        return [*self.samples(), *masks]
 
     def notes(self) -> list[str]:
         """What is to be said of all that was found."""
@@ -90,7 +107,9 @@ class Datasets:
             ConfigError: an image's true size makes a bucket that the model cannot take.
         """
         with accelerator.main_process_first():
-            found, companions = look(self.plan, self.index_folder, self.seed, console)
+            found, companions = look(self.plan, self.held_out, self.index_folder, self.seed, console)
+        if self.refuses_broken:
+            refuse_broken(found)
         for dataset, discovery in found:
             check_buckets(dataset, discovery, family)
         said = {*self.notes()}
@@ -102,6 +121,14 @@ class Datasets:
             for (dataset, after), (_, before) in zip(found, self.found)
         )
         return replace(self, found=kept, companions=companions, book=ContentBook(self.index_folder))
+
+    def take_up(self) -> None:
+        """This run trains on all of this: the next start counts changes from here."""
+        for dataset, _ in self.found:
+            take_up(dataset, self.index_folder, self.seed)
+        for one in self.plan.conditioning:
+            with open_index(self.index_folder / f"{one.id}.sqlite") as index:
+                index.take_up({})
 
     def stores(self) -> Mapping[str, Store]:
         """Where each dataset's latents are kept, by dataset id."""
@@ -118,7 +145,7 @@ class Datasets:
             for dataset, discovery in self.trained
         ]
 
-    def sampler(self, config: TrainConfig, accelerator: Accelerator) -> Sampler:
+    def sampler(self, config: TrainConfig, accelerator: Accelerator, console: Console) -> Sampler:
         """The order in which all of this is drawn.
 
         Raises:
@@ -129,8 +156,9 @@ class Datasets:
         for group in self.groups():
             check_size(group, training.train_batch_size, training.gradient_accumulation_steps, training.num_processes)
         sampler = Sampler(self.groups(), training.train_batch_size, training.seed, training.gradient_accumulation_steps * training.num_processes)
-        total_steps(training, sampler)
-        refuse_disagreement(sampler, accelerator)
+        say_never_drawn(sampler, total_steps(training, sampler), console)
+        besides = [one.digest(discovery.samples) for dataset, discovery in self.trained for one in self.companions[dataset.id]]
+        refuse_disagreement(hashlib.blake2b(repr((sampler.digest(), besides)).encode(), digest_size=16).hexdigest(), accelerator)
         return sampler
 
     def facts(self, batch_size: int, versions: Mapping[str, str]) -> list[DatasetFacts]:
@@ -149,10 +177,24 @@ class Datasets:
                 skipped={rule: len(names) for rule, names in discovery.skipped.items()},
                 captions=versions.get(dataset.id, ""),
                 changes=changes_of(discovery),
+                takes_part=turns_of(dataset),
                 beside=", ".join(f"{one.conditioning.kind} of {one.conditioning.id}" for one in self.companions[dataset.id]),
             )
             for (dataset, discovery), group in zip(self.trained, self.groups())
         ]
+
+
+def turns_of(dataset: ImageDataset) -> str:
+    """When and how often a dataset takes part, if not always and as often as others."""
+    often = f"probability {dataset.probability:g}" if dataset.probability != 1 else ""
+    return ", ".join(part for part in (often, str(dataset.window)) if part)
+
+
+def say_never_drawn(sampler: Sampler, steps: int, console: Console) -> None:
+    """Name datasets of which a run of so many steps shows nothing."""
+    for name, count in sampler.counts(steps * sampler.batches_per_step).items():
+        if not count:
+            console.say(f"note: dataset {name!r}: none of it is trained on, the run ends before it takes part")
 
 
 def changes_of(discovery: Discovery) -> str:
@@ -165,15 +207,18 @@ def changes_of(discovery: Discovery) -> str:
     return "; ".join([*([", ".join(parts)] if parts else []), *discovery.settings])
 
 
-def refuse_disagreement(sampler: Sampler, accelerator: Accelerator) -> None:
+def refuse_disagreement(digest: str, accelerator: Accelerator) -> None:
     """See to it that all processes found the same: each looks at the files by itself.
+
+    Args:
+        digest: of what this one found, in hex.
 
     Raises:
         DatasetError: they did not.
     """
     if accelerator.num_processes == 1:
         return
-    mine = torch.tensor([list(bytes.fromhex(sampler.digest()))], device=accelerator.device)
+    mine = torch.tensor([list(bytes.fromhex(digest))], device=accelerator.device)
     if not bool((accelerator.gather(mine) == mine).all()):
         raise DatasetError(
             "the processes of this run found different images or captions",
@@ -195,12 +240,13 @@ def check_buckets(dataset: ImageDataset, discovery: Discovery, family: ModelFami
             aligned = f" {error.hint}" if "alignment" in str(error.hint) else ""
             raise ConfigError(
                 f"dataset {dataset.id!r}: {error.message} ({shown})",
-                hint=f'Lower the resolution of the dataset, or set "crop": true for squares.{aligned}',
+                hint=f'Lower the resolution of the dataset, set "crop": true for squares, or leave such shapes out with '
+                f"maximum_aspect_ratio and minimum_aspect_ratio.{aligned}",
             ) from error
 
 
 def look(
-    plan: DataPlan, index_folder: Path, seed: int, console: Console
+    plan: DataPlan, held_out: HeldOut, index_folder: Path, seed: int, console: Console
 ) -> tuple[tuple[tuple[ImageDataset, Discovery], ...], dict[str, tuple[Companions, ...]]]:
     """Find every dataset's pictures, and what goes along with them; pictures that lack it are left out.
 
@@ -209,8 +255,9 @@ def look(
     """
     known = {one.id: find_companions(one, index_folder, console) for one in plan.conditioning}
     companions = {dataset.id: tuple(known[one.id] for one in plan.conditioning if dataset.id in one.sources) for dataset in plan.pictures}
-    found = tuple((dataset, paired(dataset, discover(dataset, index_folder, seed, console), companions[dataset.id])) for dataset in plan.pictures)
-    return found, companions
+    looked_at = [dataset for dataset in plan.pictures if not dataset.is_eval or dataset.id in held_out.datasets]
+    paired_up = [(dataset, paired(dataset, discover(dataset, index_folder, seed, console), companions[dataset.id])) for dataset in looked_at]
+    return tuple((dataset, held_out.of(discovery) if dataset.is_eval else discovery) for dataset, discovery in paired_up), companions
 
 
 def refuse_references(plan: DataPlan, family: ModelFamily) -> None:
@@ -227,6 +274,24 @@ def refuse_references(plan: DataPlan, family: ModelFamily) -> None:
         )
 
 
+def refuse_broken(found: Iterable[tuple[ImageDataset, Discovery]]) -> None:
+    """Refuse files that are no usable images, where the user wants that.
+
+    Raises:
+        DatasetError: names them by dataset and rule.
+    """
+    notes = [
+        f"dataset {dataset.id!r}: {note}"
+        for dataset, discovery in found
+        for note in skip_notes({rule: names for rule, names in discovery.skipped.items() if rule in OF_BROKEN_FILES})
+    ]
+    if notes:
+        raise DatasetError(
+            "broken_images is refuse, and some files cannot be used:\n  " + "\n  ".join(notes),
+            hint="Mend or remove them, or set broken_images to skip. `simpletuner dataset check` lists every file.",
+        )
+
+
 def find_datasets(config: TrainConfig, family: ModelFamily, variables: Mapping[str, str], console: Console, accelerator: Accelerator) -> Datasets:
     """Read the plan and find every dataset's samples. The first process looks; the others then find its index warm.
 
@@ -235,16 +300,19 @@ def find_datasets(config: TrainConfig, family: ModelFamily, variables: Mapping[s
         DatasetError: data is missing or unusable.
     """
     plan = load_plan(config.data.data_backend_config, config.data, variables, alignment_px=family.alignment_px)
-    for note in plan.notes:
+    for note in (*plan.notes, *idle_notes(config.validation, config.data, plan)):
         console.say(f"note: {note}")
     refuse_references(plan, family)
-    index_folder = Path(config.data.cache_dir) / "index"
+    held_out, index_folder = held_out_of(config.validation, plan), Path(config.data.cache_dir) / "index"
     with accelerator.main_process_first():
-        found, companions = look(plan, index_folder, config.training.seed, console)
+        found, companions = look(plan, held_out, index_folder, config.training.seed, console)
+    refuses = config.data.broken_images == "refuse"
+    if refuses:
+        refuse_broken(found)
     for dataset, discovery in found:
         check_buckets(dataset, discovery, family)
     backends = {dataset.id: dataset.open() for dataset in plan.pictures} | {one.id: one.open() for one in plan.conditioning}
-    datasets = Datasets(plan, found, companions, backends, index_folder, config.training.seed, ContentBook(index_folder))
+    datasets = Datasets(plan, found, companions, backends, index_folder, config.training.seed, ContentBook(index_folder), held_out, refuses)
     for note in datasets.notes():
         console.say(f"note: {note}")
     for group in datasets.groups():

@@ -31,11 +31,6 @@ BANDS = 4
 FILE = "evaluation.jsonl"
 
 
-def chosen(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """So many samples at most: those whose names hash lowest, so that most stay when others are added."""
-    return sorted(samples, key=lambda sample: seed_from("evaluated", sample.id))[:count]
-
-
 @dataclass(frozen=True, slots=True)
 class Losses:
     """The mean loss of one dataset, overall and by band of time, least noise first."""
@@ -60,6 +55,7 @@ class Evaluator:
         loader: Loader,
         held_out: Mapping[str, Sequence[Sample]],
         options: Validation,
+        is_stopped: Callable[[], bool],
         batch_size: int,
         output_dir: Path,
         ema: Ema | None,
@@ -72,11 +68,11 @@ class Evaluator:
         Args:
             step, loader: of the training; nothing of them is changed.
             held_out: dataset id to its samples.
+            is_stopped: asked between pictures; once it says yes, looking ends early.
             batch_size: times of one picture that go through the denoiser at once.
         """
-        self._step, self._loader, self._batch_size, self._autocast = step, loader, batch_size, autocast
-        self._samples = {name: chosen(samples, options.num_eval_images) for name, samples in held_out.items()}
-        self._totals = {name: len(samples) for name, samples in held_out.items()}
+        self._step, self._loader, self._batch_size, self._autocast, self._is_stopped = step, loader, batch_size, autocast, is_stopped
+        self._samples = dict(held_out)
         self._times = [(number + 0.5) / options.eval_timesteps for number in range(options.eval_timesteps)]
         self._ema = ema if options.ema_validation != "none" else None
         self._file = output_dir / FILE
@@ -84,7 +80,7 @@ class Evaluator:
 
     def describe(self, every: int) -> str:
         """Say in a line what is looked at; empty if nothing is."""
-        sizes = ", ".join(f"{len(samples)} of {self._totals[name]} images of {name}" for name, samples in self._samples.items())
+        sizes = ", ".join(f"{len(samples)} images of {name}" for name, samples in self._samples.items())
         when = f"every {every} steps and at the end" if every else "at the start and the end"
         return f"{sizes} at {len(self._times)} noise levels, {when}" if sizes else ""
 
@@ -94,12 +90,14 @@ class Evaluator:
             self.validate(0)
 
     def validate(self, step: int) -> None:
-        """Evaluate after `step` optimizer steps, and write it down."""
+        """Evaluate after `step` optimizer steps, and write it down; returns early, with nothing written, once the run is to stop."""
         if not self._samples:
             return
         with torch.no_grad(), resting(self._step.denoiser, self._step.adapter), self._ema.swapped_in() if self._ema else nullcontext():
-            found = {name: self._losses(samples) for name, samples in self._samples.items()}
-        if not self._accelerator.is_main_process:
+            sums = {name: self._sums(samples) for name, samples in self._samples.items()}
+        stopped = self._accelerator.gather(torch.tensor([self._is_stopped()], device=self._step.device)).any()
+        found = {name: losses for name, one in sums.items() if (losses := self._together(one)) is not None}
+        if bool(stopped) or not found or not self._accelerator.is_main_process:
             return
         values = {key: value for name, losses in found.items() for key, value in losses.values(name).items()}
         self._keep(step, values)
@@ -113,26 +111,31 @@ class Evaluator:
         if not bool(self._accelerator.gather(is_there).any()):
             self.validate(step)
 
-    def forget_later(self, step: int) -> None:
-        """Drop what was found after a step from which the run goes on anew."""
+    def move_later(self, step: int, aside: Path) -> None:
+        """Put what was found after `step` beside checkpoints that are not continued."""
         rows = self._rows()
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            self._write(kept)
+        later = [row for row in rows if row["step"] > step]
+        if later:
+            self._write(self._file, [row for row in rows if row["step"] <= step])
+            self._write(aside / FILE, later)
 
-    def _losses(self, samples: Sequence[Sample]) -> Losses:
-        """The mean over pictures and times; each process does its share of the pictures."""
-        mine = samples[self._accelerator.process_index :: self._accelerator.num_processes]
-        sums = torch.zeros(BANDS, 2, dtype=torch.float64)  # loss, count
-        for sample in mine:
-            for start in range(0, len(self._times), self._batch_size):
+    def _sums(self, samples: Sequence[Sample]) -> Tensor:
+        """Losses of this process's share of the pictures, added up by band: loss and count, (bands, 2)."""
+        sums = torch.zeros(BANDS, 2)
+        for sample in samples[self._accelerator.process_index :: self._accelerator.num_processes]:
+            batch = None if self._is_stopped() else self._loader.batch_of(sample)
+            for start in range(0, len(self._times) if batch is not None else 0, self._batch_size):
                 times = self._times[start : start + self._batch_size]
-                batch = self._loader.batch_of(sample, len(times))
-                if batch is None:
-                    continue
-                for time, loss in zip(times, self._batch_losses(batch, times)):
-                    sums[int(time * BANDS)] += torch.tensor([loss, 1.0], dtype=torch.float64)
-        total = self._accelerator.reduce(sums.float().to(self._step.device)).double().cpu()
+                assert batch is not None
+                for time, loss in zip(times, self._batch_losses(repeated(batch, len(times)), times)):
+                    sums[int(time * BANDS)] += torch.tensor([loss, 1.0])
+        return sums
+
+    def _together(self, sums: Tensor) -> Losses | None:
+        """The mean over pictures and times of all processes; None if no picture could be used."""
+        total = self._accelerator.reduce(sums.to(self._step.device)).double().cpu()
+        if not total[:, 1].sum():
+            return None
         return Losses(float(total[:, 0].sum() / total[:, 1].sum()), tuple((total[:, 0] / total[:, 1]).tolist()))
 
     def _batch_losses(self, batch: Batch, times: Sequence[float]) -> list[float]:
@@ -141,16 +144,17 @@ class Evaluator:
         latents = step.family.scale_latents(batch.latents["mean"].float())  # (B, C, h, w)
         noise = torch.stack([noise_of(batch.samples[0], time, latents.shape[1:]) for time in times])
         noised = step.process.add_noise(latents.to(device), noise.to(device), torch.tensor(times, device=device))
-        guidance = step.process.draw_guidance(len(times), torch.Generator().manual_seed(0))
-        if guidance is not None:
-            noised = replace(noised, guidance=guidance.to(device))
+        drawn = [step.process.draw_guidance(1, torch.Generator().manual_seed(seed_from("evaluation", f"{time:.6f}"))) for time in times]
+        guidance = [one for one in drawn if one is not None]
+        if guidance:
+            noised = replace(noised, guidance=torch.cat(guidance).to(device))
         with self._autocast():
             prediction = step.predict(noised, batch)
         losses: list[float] = (prediction.float() - noised.target.float()).square().flatten(1).mean(1).tolist()
         return losses
 
     def _keep(self, step: int, values: Mapping[str, float]) -> None:
-        self._write([*(row for row in self._rows() if row["step"] != step), {"step": step, **values}])
+        self._write(self._file, [*(row for row in self._rows() if row["step"] != step), {"step": step, **values}])
 
     def _rows(self) -> list[dict[str, float]]:
         """What was found so far; a last line that a power failure cut short is left out."""
@@ -162,10 +166,22 @@ class Evaluator:
                 continue
         return rows
 
-    def _write(self, rows: Sequence[Mapping[str, float]]) -> None:
-        staged = self._file.with_suffix(".tmp")
+    @staticmethod
+    def _write(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
+        staged = file.with_suffix(".tmp")
         staged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        staged.replace(self._file)
+        staged.replace(file)
+
+
+def repeated(batch: Batch, count: int) -> Batch:
+    """A batch of one sample, so many times."""
+
+    def many(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in tensors.items()}
+
+    return Batch(
+        batch.samples * count, batch.prompts * count, many(batch.latents), many(batch.text), references=tuple(many(one) for one in batch.references)
+    )
 
 
 def noise_of(sample: Sample, time: float, shape: Sequence[int]) -> Tensor:

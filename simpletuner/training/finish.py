@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -24,6 +25,14 @@ from simpletuner.training.trainer import Trainer
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 """What diffusers calls what a model predicts, to the model specification's word."""
+LOCATIONS = (
+    "pretrained_model_name_or_path",
+    "single_file_base_model",
+    "pretrained_transformer_model_name_or_path",
+    "pretrained_unet_model_name_or_path",
+    "pretrained_vae_model_name_or_path",
+)
+"""Options that say where the model is; the saved settings keep the last part of an absolute path alone."""
 
 
 def metadata_of(config: TrainConfig, family: ModelFamily, triggers: Sequence[str] = ()) -> dict[str, str]:
@@ -109,6 +118,18 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
             os.replace(path, folder / path.name)
 
 
+def generate_line(config: TrainConfig, result: Result) -> str:
+    """The command that renders a picture with what a run ended with."""
+    prompt = next(iter(named_prompts(config.validation).values()), "your prompt")
+    is_whole = config.adapters.model_type == "full"  # the pipeline needs no base
+    words = ["simpletuner", "generate", prompt, "--adapter", str(config.training.output_dir if is_whole else result.folder)]
+    for key in () if is_whole else LOCATIONS:
+        value = getattr(config.models, key)
+        if without_paths(value) != value:
+            words += [f"--{key}", value]
+    return shlex.join(words)
+
+
 def call_arguments(config: TrainConfig, family: ModelFamily) -> dict[str, object]:
     """The arguments that make the plain pipeline render as validation did."""
     options = config.validation
@@ -119,7 +140,7 @@ def call_arguments(config: TrainConfig, family: ModelFamily) -> dict[str, object
         "width": size.width,
         "height": size.height,
         "num_inference_steps": options.validation_num_inference_steps,
-        "guidance_scale": options.validation_guidance,
+        **family.pipeline_call_arguments(options.validation_guidance),
         **family.pipeline_text_arguments(),
         "seed": config.training.seed if options.validation_seed is None else options.validation_seed,
     }

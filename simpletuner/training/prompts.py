@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,11 @@ def pictures(options: Validation, seed: int, family: ModelFamily) -> list[Pictur
     Raises:
         ConfigError: the library cannot be read, or a resolution cannot be used.
     """
-    prompts = {} if options.validation_disable else named_prompts(options)
+    return pictures_of({} if options.validation_disable else named_prompts(options), options, seed, family)
+
+
+def pictures_of(prompts: Mapping[str, str], options: Validation, seed: int, family: ModelFamily) -> list[Picture]:
+    """The same for these prompts, by names that are fit for files."""
     if not prompts:
         return []
     sizes = [parse_size(text, family.alignment_px) for text in options.validation_resolution.split(",")]

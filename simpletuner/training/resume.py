@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from simpletuner.training.checkpoint import Checkpoint, CheckpointFolder
 from simpletuner.training.trainer import Trainer
 
 
-def resume(trainer: Trainer, wanted: str | None, console: Console, move_pictures: Callable[[int, Path], None]) -> str:
+def resume(trainer: Trainer, wanted: str | None, console: Console, movers: Sequence[Callable[[int, Path], None]]) -> str:
     """Bring a trainer to where the run stands.
 
     Args:
         wanted: "latest", a checkpoint's folder name, or nothing for a fresh start.
-        move_pictures: (step, folder): put what was rendered after a step into a folder.
+        movers: each puts what it found after a step into a folder, both of which it is given.
 
     Returns:
         A line that says where training starts.
@@ -33,7 +33,8 @@ def resume(trainer: Trainer, wanted: str | None, console: Console, move_pictures
     first = checkpoint.step if checkpoint else 0
     aside = trainer.checkpoints.supersede(first) if is_main else None
     if aside is not None:
-        move_pictures(first, aside)
+        for move in movers:
+            move(first, aside)
         console.warn(f"later checkpoints of this output folder are not continued and were moved to {aside}")
     return f"resumed from {checkpoint.folder.name}" if checkpoint else "from the beginning"
 
@@ -43,7 +44,10 @@ def take_up(trainer: Trainer, checkpoint: Checkpoint, console: Console) -> None:
     fresh_digest = trainer.state.data_digest
     trainer.restore(checkpoint.folder)
     if trainer.state.data_digest != fresh_digest:
-        console.warn("images, captions, seed or batch size changed since the checkpoint: training goes on in the new order")
+        console.warn(
+            "what is trained on changed since the checkpoint (images, captions, masks, repeats, probability, batch size or seed): "
+            "training goes on in the new order"
+        )
         # Windows count optimizer steps: with other processes or another accumulation those lie elsewhere in the stream.
         position = trainer.loader.windowed_position(trainer.state.step)
         position = trainer.state.position if position is None else position

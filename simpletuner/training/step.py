@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from simpletuner.adapters.adapter import Adapter
+from simpletuner.adapters.effect import Effect
 from simpletuner.diffusion.loss import Loss
 from simpletuner.diffusion.process import Process
 from simpletuner.diffusion.rollout import ScheduledSampling, roll_out
@@ -23,7 +24,7 @@ from simpletuner.types import Batch, Noised
 
 
 @contextmanager
-def resting(denoiser: nn.Module, adapter: Adapter) -> Iterator[None]:
+def resting(denoiser: nn.Module, adapter: Effect) -> Iterator[None]:
     """Have both answer as they do when nothing is trained: without any dropout."""
     was_training = denoiser.training
     denoiser.eval()

@@ -30,17 +30,22 @@ class DatasetFacts:
     captions: str
     """How many embeddings versions of captions make; empty if each has one."""
     changes: str
+    takes_part: str = ""
+    """When and how often it does, if not always and as often as others."""
     beside: str = ""
     """Masks and references that go along with its pictures."""
 
     def line(self) -> str:
         shown = ", ".join(f"{size} x{count}" for size, count in self.buckets[:BUCKETS_SHOWN])
         more = f" and {len(self.buckets) - BUCKETS_SHOWN} more" if len(self.buckets) > BUCKETS_SHOWN else ""
-        parts = [f"{self.images} images in {len(self.buckets)} bucket{'s' if len(self.buckets) > 1 else ''} ({shown}{more})"]
+        images, buckets = (f"{count} {noun}{'s' if count != 1 else ''}" for count, noun in ((self.images, "image"), (len(self.buckets), "bucket")))
+        parts = [f"{images} in {buckets} ({shown}{more})"]
         if self.repeats:
             parts.append(f"{self.repeats} repeats")
         if self.is_regularisation:
             parts.append("regularisation")
+        if self.takes_part:
+            parts.append(self.takes_part)
         if self.beside:
             parts.append(f"with {self.beside}")
         if self.skipped:
@@ -95,13 +100,14 @@ def rhythm(pace: Pace) -> list[str]:
     return [saves, f"pictures every {pace.validate_every}"] if pace.validate_every else [saves]
 
 
-def show_end(console: Console, results: Sequence[Path], grid: Path | None, snippet: str | None, seconds: str) -> None:
-    """Print where everything is, and code that uses it."""
+def show_end(console: Console, results: Sequence[Path], grid: Path | None, command: str, snippet: str | None, seconds: str) -> None:
+    """Print where everything is, a command that makes a picture with it, and code that does."""
     console.heading(f"Done in {seconds}")
     for path in results:
         console.say(f"  {path}")
     if grid is not None:
         console.say(f"  {grid}")
+    console.say(f"\nMake pictures with it:\n\n  {command}")
     if snippet:
         console.say("\nUse it with diffusers:\n")
         console.say(snippet)

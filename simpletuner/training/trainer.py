@@ -44,8 +44,8 @@ class Pace:
     """0 saves at the end only."""
     validate_every: int
     """0 never."""
-    evaluate_every: int = 0
-    """The last step is always one; 0 is that alone."""
+    evaluate_every: int | None = None
+    """The last step is always one; 0 is that alone, None not even that."""
 
 
 class Looks(Protocol):
@@ -208,7 +208,7 @@ class Trainer:
     def _looks_at(self, step: int) -> list[Looks]:
         """Who looks at what the training has come to after this step."""
         is_last, pace = step == self.pace.total_steps, self.pace
-        evaluates = is_last or _is_due(step, pace.evaluate_every)
+        evaluates = pace.evaluate_every is not None and (is_last or _is_due(step, pace.evaluate_every))
         validates = pace.validate_every > 0 and (is_last or _is_due(step, pace.validate_every))
         return [*([self.evaluator] if evaluates else []), *([self.validator] if validates else [])]
 

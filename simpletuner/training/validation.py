@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from simpletuner.adapters.adapter import Adapter
+from simpletuner.adapters.effect import Effect
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.validation import Validation
@@ -43,7 +43,7 @@ class Renderer:
 
     family: ModelFamily
     denoiser: nn.Module
-    adapter: Adapter
+    adapter: Effect
     load_vae: Callable[[], nn.Module]
     """Gives the VAE on the accelerator, loading it if it is not there."""
     text: Callable[[str], Mapping[str, Tensor]]
@@ -53,6 +53,8 @@ class Renderer:
     device: torch.device
     is_stopped: Callable[[], bool]
     """Asked between sampling steps; once it says yes, rendering ends with `Interrupted`."""
+    after_step: Callable[[int], None] | None = None
+    """Told how many sampling steps of a picture are done."""
 
     def render(self, pictures: Sequence[Picture], strength: float, done: Callable[[], None]) -> list[Image.Image]:
         """Render pictures one by one, each from its own seed.
@@ -87,7 +89,7 @@ class Renderer:
                 width=picture.size.width,
                 height=picture.size.height,
                 num_inference_steps=self.options.validation_num_inference_steps,
-                guidance_scale=self.options.validation_guidance,
+                **self.family.pipeline_call_arguments(self.options.validation_guidance),
                 generator=torch.Generator().manual_seed(picture.seed),
                 callback_on_step_end=partial(self._after_sampling_step, clock),
             )
@@ -97,6 +99,8 @@ class Renderer:
         if self.is_stopped():
             raise Interrupted
         clock.after_step(index)
+        if self.after_step is not None:
+            self.after_step(index + 1)
         return tensors
 
     def _batched(self, prompt: str) -> dict[str, Tensor]:
@@ -122,24 +126,16 @@ class Gallery:
         """Write the pictures of one validation, renew the grids, and give the one over all steps."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for picture, image in zip(pictures, images):
-            facts = {"prompt": picture.prompt, "negative_prompt": picture.negative_prompt, "seed": str(picture.seed)}
-            self._write(image, f"{label}_{picture.file_stem}.png", {**facts, "step": str(step), **self.settings})
-        self._write(grid([list(images)], [label], [picture.prompt for picture in pictures]), f"{label}_grid.png", {"step": str(step)})
+            write_picture(self.folder / f"{label}_{picture.file_stem}.png", image, {**facts_of(picture), "step": str(step), **self.settings})
+        own = grid([list(images)], [label], [picture.prompt for picture in pictures])
+        write_picture(self.folder / f"{label}_grid.png", own, {"step": str(step)})
         table = self._all_steps(step, pictures)
-        self._write(table, self.grid.name, {"step": str(step)})
+        write_picture(self.grid, table, {"step": str(step)})
         return table
 
     def has(self, label: str, pictures: Sequence[Picture]) -> bool:
         """Whether the pictures of a validation are all there; the grid of their step is written after them."""
         return all((self.folder / f"{label}_{stem}.png").is_file() for stem in (*(picture.file_stem for picture in pictures), "grid"))
-
-    def _write(self, image: Image.Image, name: str, facts: Mapping[str, str]) -> None:
-        info = PngInfo()
-        for key, value in facts.items():
-            info.add_itxt(key, value)
-        staged = self.folder / (name + ".tmp")
-        image.save(staged, format="PNG", pnginfo=info)
-        staged.replace(self.folder / name)
 
     def move_later(self, step: int, aside: Path) -> None:
         """Move the pictures after `step` to another folder, so that those of a run given up do not stand among this one's."""
@@ -156,6 +152,31 @@ class Gallery:
         kept = kept[:1] + kept[1:][-COLUMNS_SHOWN:]
         columns = [[_small(self.folder / f"{label}_{picture.file_stem}.png") for picture in pictures] for label in kept]
         return grid(columns, kept, [picture.prompt for picture in pictures])
+
+
+def facts_of(picture: Picture) -> dict[str, str]:
+    """What a picture's file says of it, besides the settings that it has in common with others."""
+    return {"prompt": picture.prompt, "negative_prompt": picture.negative_prompt, "seed": str(picture.seed)}
+
+
+def settings_of(model_family: str, options: Validation, strength: float) -> dict[str, str]:
+    """What the files of pictures say that were rendered together."""
+    return {
+        "model": model_family,
+        "guidance": f"{options.validation_guidance:g}",
+        "inference_steps": str(options.validation_num_inference_steps),
+        "strength": f"{strength:g}",
+    }
+
+
+def write_picture(path: Path, image: Image.Image, facts: Mapping[str, str]) -> None:
+    """Write a PNG with text in it; the file is there whole or not at all."""
+    info = PngInfo()
+    for key, value in facts.items():
+        info.add_itxt(key, value)
+    staged = path.with_name(path.name + ".tmp")
+    image.save(staged, format="PNG", pnginfo=info)
+    staged.replace(path)
 
 
 def _small(file: Path) -> Image.Image:

@@ -16,7 +16,7 @@ from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.caching import Vae
 from simpletuner.training.ema import Ema
 from simpletuner.training.prompts import Picture
-from simpletuner.training.validation import BASE_LABEL, Gallery, Interrupted, Renderer, label_of
+from simpletuner.training.validation import BASE_LABEL, Gallery, Interrupted, Renderer, label_of, settings_of
 
 
 class Validator:
@@ -38,13 +38,7 @@ class Validator:
         self._options, self._ema = config.validation, ema
         self._trains_base = renderer.adapter.trains_base
         self._trackers, self._accelerator, self._console = trackers, accelerator, console
-        options = config.validation
-        settings = {
-            "model": config.models.model_family,
-            "guidance": f"{options.validation_guidance:g}",
-            "inference_steps": str(options.validation_num_inference_steps),
-            "strength": f"{options.validation_lycoris_strength:g}",
-        }
+        settings = settings_of(config.models.model_family, config.validation, config.validation.validation_lycoris_strength)
         self._gallery = Gallery(output_dir / "validation_images", settings)
 
     def before_training(self, step: int) -> None:

@@ -12,6 +12,7 @@ from simpletuner.errors import ConfigError
 pytest.importorskip("boto3")
 HERE = {"id": "set", "instance_data_dir": "."}
 TWO = {**HERE, "id": "two"}
+PICTURES = {**HERE, "id": "pictures", "instance_data_dir": "pictures"}
 TEXTS = {"id": "texts", "dataset_type": "text_embeds"}
 LATENTS = {"id": "latents", "dataset_type": "image_embeds"}
 # Nobody listens there, so that whoever checks places says so.
@@ -88,6 +89,9 @@ def test_entries_that_no_dataset_names_are_said(plan_of):
         ({}, {**LATENTS, "type": "aws"}, "dataset 'latents': aws_bucket_name is needed"),
         ({}, {**LATENTS, **S3, "shard_cache_gb": -1}, "dataset 'latents': shard_cache_gb is -1; it must be 0 or more"),
         ({}, {**LATENTS, **S3, "cache_dir": "a/../../b"}, "cache_dir is 'a/../../b', which leads out of the bucket's folder"),
+        ({}, {**TEXTS, **S3, "cache_dir": "/"}, "dataset 'texts': cache_dir is '/', which names no folder: give a name below aws_data_prefix"),
+        ({}, {**LATENTS, **S3, "cache_dir": "./"}, "cache_dir is './', which names no folder"),
+        ({"image_embeds": "latents", "cache_dir_vae": "/"}, {**LATENTS, **S3}, "cache_dir_vae is '/', which names no folder"),
         ({"image_embeds": "latents", "cache_dir_vae": ".."}, {**LATENTS, **S3}, "cache_dir_vae is '..', which leads out of the bucket's folder"),
         ({}, {**LATENTS, **S3, "aws_secret_access_key": "778899"}, "aws_access_key_id and aws_secret_access_key go together"),
         ({}, {**LATENTS, "cache_dirr": "x"}, "dataset 'latents': unknown key 'cache_dirr'; did you mean 'cache_dir'?"),
@@ -104,4 +108,33 @@ def test_two_datasets_cannot_share_a_folder_in_a_bucket(plan_of):
 
     assert "datasets 'set' and 'two' have the same cache_dir_vae s3://caches/same" in problems(
         plan_of, {**HERE, **keys}, {**TWO, **keys}, {**LATENTS, **S3}
+    )
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{**PICTURES, "cache_dir_vae": "pictures/../pictures"}],
+        [{**PICTURES, "image_embeds": "latents"}, {"id": "latents", "dataset_type": "image_embeds", "cache_dir": "."}],
+        [PICTURES, {**TEXTS, "cache_dir": "linked"}],
+        [PICTURES, {**PICTURES, "id": "two", "instance_data_dir": "more", "cache_dir_vae": "pictures"}],
+    ],
+    ids=["latents", "latents in a folder named as the dataset", "texts through a link", "another dataset's latents"],
+)
+def test_nothing_is_cached_among_pictures(plan_of, workplace, entries):
+    for name in ("pictures", "more"):
+        (workplace / name).mkdir()
+    (workplace / "linked").symlink_to("pictures")
+
+    message = problems(plan_of, *entries)
+
+    assert "would be cached in pictures, where the pictures of 'pictures' lie" in message and message.count("would be cached") == 1
+    assert plan_of({**PICTURES, "cache_dir_vae": "pictures/cache"}).datasets
+
+
+def test_nothing_is_cached_in_a_bucket_among_pictures(plan_of):
+    pictures = {"id": "set", **S3, "aws_data_prefix": "run/pictures", "image_embeds": "latents", "cache_dir_vae": "pictures"}
+
+    assert "would be cached in s3://caches/run/pictures/ at http://127.0.0.1:9, where the pictures of 'set' lie" in problems(
+        plan_of, pictures, {**LATENTS, **S3, "aws_data_prefix": "run"}
     )

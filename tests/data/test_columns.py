@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simpletuner.data.backends.local import LocalBackend, LocalOptions
 from simpletuner.data.columns import Table, TableBackend, captions_in, read_rows, size_in, text_of
-from simpletuner.data.discover import discover
+from simpletuner.data.discover import discover, take_up
 from simpletuner.errors import ConfigError, DatasetError
 from simpletuner.types import Size
 
@@ -200,7 +200,9 @@ def test_a_table_s_captions_reach_the_samples_and_their_changes_are_told(dataset
     write_table(Path("output/set.jsonl"), [{"file": "a", "text": "a cat"}, {"file": "b", "text": ["one\nline", "two"]}])
 
     def found():
-        return discover(dataset_of(**keys), Path("cache/index"), 1, console)
+        found = discover(dataset_of(**keys), Path("cache/index"), 1, console)
+        take_up(dataset_of(**keys), Path("cache/index"), 1)
+        return found
 
     first = found()
     again = found()

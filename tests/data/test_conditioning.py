@@ -11,7 +11,7 @@ from simpletuner.data.crops import with_crop
 from simpletuner.data.discover import discover
 from simpletuner.data.images import read_mask, read_pixels, read_segmentation
 from simpletuner.errors import ConfigError, DatasetError
-from simpletuner.types import Size
+from simpletuner.types import Crop, Geometry, Size
 
 PICTURES = {"id": "set", "instance_data_dir": "images", "caption_strategy": "filename"}
 MASKS = {"id": "masks", "dataset_type": "conditioning", "conditioning_type": "mask", "instance_data_dir": "masks"}
@@ -59,6 +59,12 @@ def test_either_side_may_name_the_other(folders, plan_of):
         ),
         ([{**MASKS, "source_dataset_id": "set", "cache_dir_vae": "cache/vae/auraflow/set"}], "have the same cache_dir_vae"),
         ([{**MASKS, "source_dataset_id": "set", "instance_data_dir": "gone"}], "dataset 'masks': folder gone does not exist"),
+        (
+            [{**MASKS, "source_dataset_id": "set", "instance_data_dir": "images"}],
+            "'set' and 'masks' lie in one place, images: a picture would go along",
+        ),
+        ([{**PICTURES, "id": "b", "conditioning_data": 7}], "dataset 'b': conditioning_data is 7; it must be a list"),
+        ([{**PICTURES, "id": "b", "conditioning_data": [{"id": "masks"}]}], "dataset 'b': conditioning_data"),
     ],
 )
 def test_what_is_wrong_with_conditioning_is_named(folders, plan_of, entries, problem):
@@ -122,13 +128,36 @@ def test_a_segmentation_counts_what_is_not_black_however_dark(folders):
     image = Image.new("RGB", (64, 64))
     image.paste((0, 0, 1), (0, 0, 32, 64))
     image.save(folders / "map.png")
-    from simpletuner.types import Crop, Geometry
-
     cut = Geometry(Size(64, 64), Size(16, 16), Crop(0, 0, 16, 8))
     found = read_segmentation((folders / "map.png").read_bytes(), cut, "map")
 
     assert found.shape == (1, 8, 16)
     assert bool((found[..., :7] == 1).all()) and bool((found[..., 9:] == 0).all())
+
+
+def test_what_is_transparent_does_not_count(folders):
+    image = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 32, 64))
+    image.save(folders / "painted.png")
+    whole = Geometry(Size(64, 64), Size(64, 64), Crop(0, 0, 64, 64))
+
+    for read in (read_mask, read_segmentation):
+        found = read((folders / "painted.png").read_bytes(), whole, "painted")
+        assert bool((found[..., :32] == 1).all()) and bool((found[..., 32:] == 0).all())
+
+
+def test_doubles_and_blurred_segmentations_are_named(folders, plan_of, save, console):
+    save("cat.jpg")
+    Image.new("L", (48, 32)).save(folders / "masks" / "cat.jpg")
+    Image.new("L", (48, 32)).save(folders / "masks" / "cat.png")
+    plan = plan_of(PICTURES, {**MASKS, "conditioning_type": "segmentation", "source_dataset_id": "set"})
+
+    notes = find_companions(plan.conditioning[0], folders / "index", console).notes
+
+    assert notes == (
+        "dataset 'masks': 1 (cat.png) not used: another file has the same name but for the suffix",
+        "dataset 'masks': 1 (cat.jpg) JPEG, which is not black where it should be; save segmentations as PNG",
+    )
 
 
 def test_a_dataset_of_which_nothing_has_a_mask_is_an_error(folders, plan_of, save, console):

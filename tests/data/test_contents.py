@@ -16,7 +16,7 @@ from PIL import Image
 
 from simpletuner.data.backends.local import LocalBackend
 from simpletuner.data.contents import ContentBook, ImageReader, SetAside
-from simpletuner.data.discover import Discovery, discover
+from simpletuner.data.discover import Discovery, discover, take_up
 from simpletuner.data.index import HEAD_BYTES
 from simpletuner.data.latents import LatentCache
 from simpletuner.data.store import Store
@@ -55,6 +55,7 @@ class Start:
 
     def look(self) -> None:
         self.found: Discovery = discover(self.dataset, INDEX, 0, self.console)
+        take_up(self.dataset, INDEX, 0)
         self.book = ContentBook(INDEX)
         start = self
 
@@ -256,7 +257,7 @@ def test_on_demand_a_damaged_entry_of_an_image_that_was_never_read_is_made_again
     rows = latents.read_batch(lazy.found.samples)
 
     assert all(row is not None for row in rows) and lazy.encoded == 2
-    assert len(said) == 2 and all("are damaged and are made again" in line for line in said)
+    assert len(said) == 2 and all("is damaged and made again" in line for line in said)
 
 
 def test_a_place_that_knows_sizes_is_not_read_at_all_until_latents_are_made(save_large, dataset_of, console, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simpletuner.data.discover import Discovery, discover
+from simpletuner.data.discover import Discovery, discover, take_up
 from simpletuner.data.images import read_pixels
 from simpletuner.errors import DatasetError
 from simpletuner.types import Size
@@ -19,7 +19,9 @@ def found(dataset_of, console):
     """Discover the folder `images` with some keys, as each start would."""
 
     def run(seed: int = 42, **keys) -> Discovery:
-        return discover(dataset_of(**keys), Path("cache/index"), seed, console)
+        found = discover(dataset_of(**keys), Path("cache/index"), seed, console)
+        take_up(dataset_of(**keys), Path("cache/index"), seed)  # as a run does that trains on it
+        return found
 
     return run
 
@@ -191,7 +193,7 @@ def test_an_image_without_its_caption_file_is_skipped_and_counted(save, found, w
 def test_no_caption_at_all_is_an_error_with_a_hint(save, found):
     save("a.png")
 
-    with pytest.raises(DatasetError, match=r"none of the 1 images in images can be used") as caught:
+    with pytest.raises(DatasetError, match=r"the only image in images cannot be used") as caught:
         found(caption_strategy="textfile")
 
     assert caught.value.exit_code == 3

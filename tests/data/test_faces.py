@@ -17,7 +17,7 @@ from PIL import Image
 from simpletuner.data import extras
 from simpletuner.data.backends.local import LocalBackend, LocalOptions
 from simpletuner.data.contents import ContentBook, ImageReader, SetAside
-from simpletuner.data.discover import discover
+from simpletuner.data.discover import discover, take_up
 from simpletuner.data.faces import FaceFinder
 from simpletuner.data.index import HEAD_BYTES
 from simpletuner.errors import ConfigError
@@ -70,7 +70,13 @@ def keep(workplace):
 
 @pytest.fixture
 def found(dataset_of, console):
-    return lambda **keys: discover(dataset_of(**{**FACE, **keys}), Path("cache/index"), 0, console)
+    def look(**keys):
+        dataset = dataset_of(**{**FACE, **keys})
+        found = discover(dataset, Path("cache/index"), 0, console)
+        take_up(dataset, Path("cache/index"), 0)
+        return found
+
+    return look
 
 
 @pytest.fixture

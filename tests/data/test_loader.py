@@ -282,7 +282,8 @@ def test_the_digest_tells_apart_all_that_makes_versions(caches):
 
     digests = [loader(caches, variations={"cats": rule}).digest() for rule in rules]
 
-    assert len({loader(caches).digest(), loader(caches, variations={"dogs": SHUFFLED}).digest(), *digests}) == len(rules) + 2
+    assert len({loader(caches).digest(), *digests}) == len(rules) + 1
+    assert loader(caches, variations={"held out": SHUFFLED}).digest() == loader(caches).digest()  # no batch shows any of them
     assert {field.name for field in fields(Variation)} == {*CHANGED, "filters"}
     assert digests[0] == loader(caches, variations={"cats": replace(SHUFFLED)}).digest()
 

@@ -242,6 +242,13 @@ def test_every_problem_is_reported_at_once(plan_of):
         assert line in message, line
 
 
+def test_a_key_that_cannot_be_read_hides_no_other_problem(plan_of):
+    message = problems(plan_of, {**HERE, "repeats": "many", "caption_strategy": "textfil", "resolution": -4, "start_step": 9, "end_step": 3})
+
+    for part in ("repeats is 'many'", "caption_strategy is 'textfil'; did you mean 'textfile'?", "resolution is -4", "end_step"):
+        assert part in message, part
+
+
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [

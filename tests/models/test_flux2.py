@@ -4,21 +4,25 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
+from PIL import Image
 
 from simpletuner.adapters.adapter import Targets
 from simpletuner.adapters.kinds.lycoris import Lycoris
 from simpletuner.errors import ConfigError
 from simpletuner.models.families.flux2 import DEV, KLEIN, Flux2
-from simpletuner.models.flow import pack
+from simpletuner.models.flow import pack, unpack
 from simpletuner.options.adapters import Adapters
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.models import Models
+from simpletuner.types import Batch, Noised
 from tests.builders.flux2 import build_tiny_flux2, build_tiny_flux2_dev
 
 CPU = torch.device("cpu")
@@ -139,3 +143,42 @@ def test_a_lycoris_preset_finds_the_classes_that_users_write(tmp_path, klein, wr
     attached = adapter.attach(family.load_denoiser(torch.float32, 0))
 
     assert attached.modules == 8 + 4 + 2  # of one double block's attention and two feed-forwards, and of a single block
+
+
+def test_reference_pictures_follow_as_the_pipeline_has_them(klein):
+    """The denoiser's call of one training step equals that of the pipeline with `image`, on the same latents, time and words."""
+    pipeline = Flux2KleinPipeline.from_pretrained(klein)
+    pictures = [Image.fromarray(numpy.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)) for seed in (1, 2)]
+    calls: list[dict[str, Any]] = []
+    pipeline.transformer.register_forward_pre_hook(lambda _, arguments, keywords: calls.append(keywords), with_kwargs=True)
+    text = {"prompt": pipeline.encode_prompt("a cat", max_sequence_length=24, text_encoder_out_layers=(9, 18, 27))[0]}
+    answer = pipeline(
+        image=pictures,
+        prompt_embeds=text["prompt"],
+        negative_prompt_embeds=text["prompt"],
+        width=64,
+        height=64,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert answer is not None
+    [theirs] = calls
+    family = flux2(klein)
+    tokens = theirs["hidden_states"].shape[1] // 3
+    noisy = unpack(theirs["hidden_states"][:, :tokens], 64 // family.vae_stride, 64 // family.vae_stride)
+    pixels = torch.stack([torch.from_numpy(numpy.array(picture)).permute(2, 0, 1) / 127.5 - 1 for picture in pictures])
+    vae = family.load_vae(CPU, torch.float32)
+    references = tuple(family.encode_pixels(vae, picture[None]) for picture in pixels)
+    batch = Batch((), ("a cat",), {}, text, references=references)
+    noised = Noised(noisy, torch.zeros_like(noisy), torch.ones(1))
+
+    ours = family.predict(pipeline.transformer, noised, batch)
+
+    mine = calls[1]
+    assert torch.equal(mine["img_ids"], theirs["img_ids"][0]) and torch.equal(mine["txt_ids"], theirs["txt_ids"][0])
+    torch.testing.assert_close(mine["hidden_states"], theirs["hidden_states"], rtol=1e-5, atol=1e-5)
+    assert ours.shape == noisy.shape
+    alone = family.predict(pipeline.transformer, noised, replace(batch, references=()))
+    assert not torch.allclose(ours, alone)

@@ -224,3 +224,19 @@ def test_files_that_do_not_come_are_no_mistake_in_the_configuration(hub, tmp_pat
     said = ask("source().index", tmp_path, f"http://127.0.0.1:{hub.server_port}", **environment)
 
     assert said.startswith("SimpleTunerError maker/small cannot be downloaded: ")
+
+
+def test_of_a_repository_that_is_all_a_t5_only_the_encoders_weights_and_the_tokenizer_are_fetched(hub, tiny, tmp_path):
+    names = ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+    hub.files = {Path(name).name: (tiny / name).read_bytes() for name in names}
+    hub.files |= {"pytorch_model.bin": b"pickle", "tf_model.h5": b"tensorflow", "README.md": b"# T5", "spiece.model": b"pieces"}
+    code = """
+        chosen = Source(Models(model_family="auraflow", pretrained_t5_model_name_or_path="maker/small"), {"x": "x/y"}, ("text_encoder", "tokenizer"))
+        print(*(name for part in ("text_encoder", "tokenizer") for name in chosen.part(part).files()), chosen.class_of("text_encoder").__name__)
+    """
+
+    found = ask(code, tmp_path / "home", f"http://127.0.0.1:{hub.server_port}").split()
+
+    tokenizer = ["spiece.model", "tokenizer.json", "tokenizer_config.json"]
+    assert found == ["config.json", "model.safetensors", *tokenizer, "UMT5EncoderModel"]
+    assert sorted(hub.sent) == sorted(["config.json", "model.safetensors", *tokenizer])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from simpletuner.cli.choices import family_of
 from simpletuner.models.family import ModelFamily
 from simpletuner.models.flow import pack
 from simpletuner.options.models import Models
+from simpletuner.types import Size
 from tests.builders.auraflow import build_tiny_auraflow
 from tests.builders.chroma import build_tiny_chroma
 from tests.builders.flux import build_tiny_flux
 from tests.builders.flux2 import build_tiny_flux2, build_tiny_flux2_dev
+from tests.builders.lumina2 import build_tiny_lumina2
+from tests.builders.qwen_image import build_tiny_qwen_image
+from tests.builders.sana import INSTRUCTION, build_tiny_sana
 from tests.builders.sd3 import build_tiny_sd3
 from tests.builders.stable_diffusion import build_tiny_sd1, build_tiny_sdxl
+from tests.builders.z_image import build_tiny_z_image
 
 
 def both_prompts(pipeline: Any, **text: Any) -> dict[str, Any]:
@@ -50,6 +55,46 @@ def cells(latents: torch.Tensor) -> torch.Tensor:
     return diffusers.Flux2Pipeline._patchify_latents(latents)
 
 
+def as_they_are(latents: torch.Tensor) -> torch.Tensor:
+    return latents
+
+
+Encoded = dict[str, torch.Tensor]
+SMALL = Size(32, 48)
+
+
+def both_ways(pipeline: Any, captions: list[str], **text: Any) -> Encoded:
+    """With what the pipeline says before a prompt, and without, as it reads negative ones; empty ones are read so in any case."""
+    prompt, mask, negative, negative_mask = pipeline.encode_prompt(list(captions), True, negative_prompt=list(captions), device="cpu", **text)
+    for row, caption in enumerate(captions):
+        if not caption:
+            prompt[row], mask[row] = negative[row], negative_mask[row]
+    return {"prompt": prompt, "mask": mask, "negative": negative, "negative_mask": negative_mask}
+
+
+def instructed(pipeline: Any, captions: list[str], **text: Any) -> Encoded:
+    return both_ways(pipeline, captions, complex_human_instruction=INSTRUCTION, **text)
+
+
+def of_several_lengths(pipeline: Any, captions: list[str], **text: Any) -> Encoded:
+    """The pipeline leaves no padding."""
+    states, _ = pipeline.encode_prompt(list(captions), "cpu", do_classifier_free_guidance=False, **text)
+    return filled(states, text["max_sequence_length"])
+
+
+def up_to_the_longest(pipeline: Any, captions: list[str], **text: Any) -> Encoded:
+    """The pipeline leaves as much padding as the others of a batch need."""
+    states, mask = pipeline.encode_prompt(list(captions), "cpu", **text)
+    return filled([row[seen.bool()] for row, seen in zip(states, mask)], text["max_sequence_length"])
+
+
+def filled(states: Sequence[torch.Tensor], tokens: int) -> Encoded:
+    prompt, mask = torch.zeros(len(states), tokens, states[0].shape[-1]), torch.zeros(len(states), tokens, dtype=torch.long)
+    for row, value in enumerate(states):
+        prompt[row, : len(value)], mask[row, : len(value)] = value, 1
+    return {"prompt": prompt, "mask": mask}
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A tiny model of a family, and how the plain pipeline is called as validation calls it."""
@@ -61,9 +106,23 @@ class Tiny:
     """Latents (B, C, h, w) to the form in which the pipeline takes them, where that is another."""
     time_scale: int = 1
     """What the denoiser is told at pure noise."""
+    is_reversed: bool = False
+    """Whether its own time runs from noise to data."""
     tokenizer_max_length: int | None = None
     family: str | None = None
     """Where the row is not named by it."""
+    text: Callable[..., Encoded] | None = None
+    """What the pipeline makes of captions, where it is more than the tensor that its encode_prompt gives first."""
+    size: Size = SMALL
+    """A picture that is no square."""
+    unguided: float = 1.0
+    """What the pipeline calls no guidance."""
+    is_brief: bool = False
+    """Whether what costs most is left to families that are trained and saved alike."""
+
+    def time(self, told: Any) -> Any:
+        """The time that the denoiser is told, as 0 at data and 1 at noise."""
+        return 1 - told / self.time_scale if self.is_reversed else told / self.time_scale
 
 
 TINY = {
@@ -75,6 +134,12 @@ TINY = {
     "flux2": Tiny(build_tiny_flux2, negative_as_embeddings, cells, tokenizer_max_length=24),
     "flux2-dev": Tiny(build_tiny_flux2_dev, one_prompt, cells, tokenizer_max_length=24, family="flux2"),
     "chroma": Tiny(build_tiny_chroma, masks_as_truth_values, pack, tokenizer_max_length=24),
+    "sana": Tiny(build_tiny_sana, time_scale=1000, tokenizer_max_length=24, text=instructed, size=Size(32, 64), is_brief=True),
+    "lumina2": Tiny(build_tiny_lumina2, is_reversed=True, tokenizer_max_length=24, text=both_ways, is_brief=True),
+    "z_image": Tiny(
+        build_tiny_z_image, packed=as_they_are, is_reversed=True, tokenizer_max_length=24, text=of_several_lengths, unguided=0.0, is_brief=True
+    ),
+    "qwen_image": Tiny(build_tiny_qwen_image, packed=pack, tokenizer_max_length=24, text=up_to_the_longest, is_brief=True),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.builders.flux2 import build_tiny_flux2
 from tests.builders.run import add_pictures, train_in_process, write_run
 
 PICTURES = {"id": "pictures", "type": "local", "instance_data_dir": "pictures", "caption_strategy": "filename", "crop": True, "crop_style": "center"}
@@ -102,6 +103,24 @@ def test_references_are_refused_by_a_model_that_takes_none(tmp_path, capsys):
     assert "auraflow takes no reference pictures, but 'masks' holds some" in said
 
 
+def test_a_model_that_edits_pictures_is_shown_their_references(tmp_path, capsys):
+    model = build_tiny_flux2(tmp_path / "tiny")
+    settings = {"model": model, "model_family": "flux2", "max_train_steps": 2}
+    loose = {**MASKS, "id": "more", "conditioning_type": "reference_loose", "instance_data_dir": "more"}
+    start(lay(tmp_path / "plain", **settings), capsys)
+    add_pictures(tmp_path / "shown" / "masks", 6, first=20)
+    for number, path in enumerate(sorted((tmp_path / "shown" / "masks").iterdir())):
+        path.rename(path.with_name(f"picture_{number:03d}.png"))
+    add_masks(tmp_path / "shown" / "more", 6, 90, size=(30, 90))
+    said = start(lay(tmp_path / "shown", {**MASKS, "conditioning_type": "reference_strict"}, loose, **settings), capsys)
+    again = start(tmp_path / "shown", capsys, "--max_train_steps", "3")
+
+    assert "with reference_strict of masks, reference_loose of more" in said and "dataset 'masks': 6 new; 6 to encode" in said
+    assert "dataset 'more': 6 new; 1 to encode" in said  # all of them are the same grey
+    assert "to encode" not in again and "resumed from checkpoint-2" in again
+    assert not are_equal(weights(tmp_path / "plain"), weights(tmp_path / "shown"))
+
+
 def test_held_out_pictures_are_measured_and_never_trained_on(tmp_path, capsys):
     for name in ("plain", "measured", "resumed"):
         add_pictures(tmp_path / name / "others", 5, first=50)
@@ -111,7 +130,8 @@ def test_held_out_pictures_are_measured_and_never_trained_on(tmp_path, capsys):
     start(lay(tmp_path / "resumed", HELD_OUT, **options), capsys, "--max_train_steps", "3")
     start(tmp_path / "resumed", capsys)
 
-    assert "3 of 5 images of others at 5 noise levels, every 2 steps and at the end" in said and "step 6: held-out loss" in said
+    assert "3 images of others at 5 noise levels, every 2 steps and at the end" in said and "step 6: held-out loss" in said
+    assert "3 of its 5 images are evaluated with" in said and "dataset 'others': 5 new; 3 to encode" in said
     assert are_equal(weights(tmp_path / "plain"), weights(tmp_path / "measured"))  # looking disturbs nothing
     assert are_equal(weights(tmp_path / "plain"), weights(tmp_path / "resumed"))
     rows = [json.loads(line) for line in (tmp_path / "measured" / "output" / "evaluation.jsonl").read_text().splitlines()]

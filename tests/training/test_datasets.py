@@ -80,6 +80,21 @@ def test_a_picture_that_is_found_damaged_when_it_is_read_is_skipped_said_once_an
     assert "to encode" not in again and "1 (damaged.jpg) skipped, truncated" in again
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 20_000])  # a header shows the first, only reading it whole the second
+def test_broken_pictures_end_the_run_where_that_is_asked_for(tmp_path, capfd, kept_bytes):
+    write_run(tmp_path, pictures=5, max_train_steps=2, broken_images="refuse")
+    pixels = numpy.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=numpy.uint8)
+    damaged = tmp_path / "pictures" / "damaged.jpg"
+    Image.fromarray(pixels).save(damaged, quality=100)
+    damaged.write_bytes(damaged.read_bytes()[:kept_bytes])
+
+    assert train_in_process(tmp_path) == 3
+
+    assert "dataset 'pictures': 1 (damaged.jpg) skipped" in capfd.readouterr().err and not (tmp_path / "output" / "checkpoint-2").exists()
+    damaged.unlink()
+    assert train_in_process(tmp_path) == 0
+
+
 @pytest.mark.parametrize("option", ["vae_cache_ondemand", "vae_cache_disable"])
 def test_on_demand_a_damaged_picture_is_left_out_of_its_batch(tmp_path, capsys, option):
     write_run(tmp_path, pictures=5, max_train_steps=6, **{option: True})
@@ -165,3 +180,17 @@ def test_windows_count_steps_also_when_a_run_goes_on_with_another_accumulation(t
 
     state = json.loads((tmp_path / "output" / "checkpoint-6" / "training_state.json").read_text())
     assert state["position"] == 6
+
+
+def test_a_dataset_that_is_never_drawn_is_named(tmp_path, capsys):
+    write_run(tmp_path, pictures=4, max_train_steps=2)
+    plan = tmp_path / "multidatabackend.json"
+    first, texts = json.loads(plan.read_text())
+    add_pictures(tmp_path / "late", 2, first=30)
+    late = {**first, "id": "late", "instance_data_dir": "late", "start_step": 50, "probability": 0.5}
+    plan.write_text(json.dumps([first, late, texts]))
+
+    words = said(tmp_path, capsys)
+
+    assert "dataset 'late': none of it is trained on, the run ends before it takes part" in words
+    assert "probability 0.5, steps 51 to the end" in words and words.count("none of it is trained on") == 1

@@ -11,6 +11,7 @@ import pytest
 from simpletuner.cli.main import main
 from simpletuner.data import bucket_shelf
 from simpletuner.data.store import Store
+from simpletuner.errors import DatasetError
 from tests.builders.run import add_pictures, train_in_process, write_run
 from tests.builders.s3 import BUCKET, SECRET, emptied, keys_of, served
 
@@ -79,6 +80,33 @@ def test_a_run_whose_caches_lie_in_a_bucket_is_encoded_once_for_all_machines(tmp
         SECRET.encode() in path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()
     )
     check_commands(capsys)
+
+
+def test_what_was_made_on_demand_and_cannot_be_uploaded_is_said_at_the_end_and_kept(tmp_path, capsys, endpoint, monkeypatch):
+    client = emptied(endpoint)
+    monkeypatch.chdir(tmp_path)
+    datasets = [
+        {**PLAIN, "id": "pictures", "instance_data_dir": "pictures", "image_embeds": "latents"},
+        {"id": "latents", "dataset_type": "image_embeds", **keys_of(endpoint, aws_data_prefix="run")},
+    ]
+    write_run(tmp_path, datasets=datasets, max_train_steps=1, vae_cache_ondemand=True)
+    real = bucket_shelf.Bucket.write
+
+    def refuse(self, name, data):
+        if name.startswith("shard-"):
+            raise DatasetError(f"{self.where(name)} cannot be written: access is denied", hint="Ask for access.")
+        real(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_shelf.Bucket, "write", refuse)
+        assert train_in_process(tmp_path) == 0
+    said = capsys.readouterr().err.splitlines()
+
+    [line] = [line for line in said if line.startswith("warning: s3://caches/run/vae/")]
+    assert "cannot be written: access is denied. Ask for access. What was made lies in cache/buckets/" in line
+    assert train_in_process(tmp_path, "--max_train_steps", "2") == 0
+    assert "warning:" not in capsys.readouterr().err
+    assert any(item["Key"].endswith(".safetensors") for item in client.list_objects_v2(Bucket=BUCKET)["Contents"])
 
 
 def check_commands(capsys) -> None:

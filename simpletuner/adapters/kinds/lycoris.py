@@ -33,7 +33,7 @@ from simpletuner.adapters.lycoris_file import DEFAULT_TARGETS, FULL_DIMENSION, O
 from simpletuner.adapters.rank_masks import RankMasks, snippet_lines
 from simpletuner.adapters.reading import read_changes
 from simpletuner.adapters.steady_modules import SteadyDyLora, SteadyFull, steady_modules
-from simpletuner.adapters.targets import adaptable, is_low_precision, is_quantised, layout_of, match_pattern, owner_classes, resolve_class
+from simpletuner.adapters.targets import adaptable, grouped, is_low_precision, is_quantised, layout_of, match_pattern, owner_classes, resolve_class
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _build(file: LycorisFile, modules: Mapping[str, Recipe], denoiser: nn.Module
         "MODULE_ALGO_MAP": {name: _override(recipe, file.recipe) for name, recipe in modules.items() if recipe is not file.recipe},
         "NAME_ALGO_MAP": {name: _override(recipe, file.recipe) for name, recipe in file.name_recipes.items()},
         "USE_FNMATCH": file.use_fnmatch,
-        "TARGET_EXCLUDE_NAME": list(file.excluded),
+        "TARGET_EXCLUDE_NAME": [*file.excluded, *grouped(denoiser)],
     }
     settings = dict(file.recipe.settings)
     dim, alpha = settings.pop("linear_dim"), settings.pop("linear_alpha")

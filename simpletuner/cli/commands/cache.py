@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from simpletuner.cli.locate import Place, find_config
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from simpletuner.console import Console
     from simpletuner.data.cache_place import CachePlace
@@ -29,8 +30,11 @@ help = "list caches, check them, clear them out, export them"
 example = "simpletuner cache gc --config config/config.json --dry-run"
 
 SWITCHES = ("json", "delete", "dry-run", "older-than", "also", "each", "debug")
+SERVERS = ("https://", "http://")
 DAMAGED = 3
 DAY_SECONDS = 86400.0
+KINDS = {"mask": "masks"}
+"""Kinds of entries to what many of them are called, where that differs."""
 FOREIGN = (
     "none of its {count:,} entries is one that this config uses on this machine, so none is dropped. Another resolution, device or precision"
     " has entries of its own: train first, or delete the folder to be rid of them all."
@@ -38,11 +42,12 @@ FOREIGN = (
 EPILOG = """\
 actions:
   ls [FOLDER ...]       each cache at or below these folders, or of a config: what it holds, made by what, last used when
-  verify [FOLDER ...]   read every entry and list the damaged ones; exit code 3 if there are any
+  verify [FOLDER ...]   read every entry, list the damaged ones and count the lost ones; exit code 3 if there are any
   gc                    drop what no dataset of the config uses, and rewrite files of which little is left
   gc FOLDER ...         the same in these folders of the config alone; without a config, by --older-than alone
   export FOLDER TO      copy a cache to plain safetensors files and an index.json
 
+The action comes first; folders and flags follow in any order.
 A cache in a bucket is named as ls shows it, s3://bucket/folder, and has to be one of the config's, which knows how to get in.
 """
 
@@ -52,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="cache folders; by default those of the config")
     add_place(parser)
     parser.add_argument("--json", action="store_true", help="print JSON and not a table (ls, verify, gc)")
-    parser.add_argument("--delete", action="store_true", help="verify: drop the damaged entries; the next run makes them again")
+    parser.add_argument("--delete", action="store_true", help="verify: drop the damaged entries, and files that lost some; a run makes them again")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="gc: say what would be done")
     parser.add_argument("--older-than", "--older_than", metavar="DAYS", type=float, help="gc: only what lies in files not read for so many days")
     parser.add_argument("--also", metavar="PATH", action="append", default=[], help="gc: another config, whose entries stay too; may be repeated")
@@ -65,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     from simpletuner.cli.flags import read_flags
     from simpletuner.console import Console
 
-    flags, own = read_flags(args.flags, NAMED, SWITCHES)
+    args.folders, words = take_folders(args.folders, args.flags)
+    flags, own = read_flags(words, NAMED, SWITCHES)
     asked = {"config": args.config, "example": args.example, "env": args.env, **own}
     console = Console(stream=sys.stderr if args.json else sys.stdout)
 
@@ -75,10 +81,38 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "export":
         return export(args, config, console)
     if args.action == "gc":
-        has_config = any(asked.values()) or not args.folders
+        has_config = any(asked.values()) or not args.folders or any(map(is_bucket, args.folders))  # only a config knows how to get into a bucket
         return collect(args, config() if has_config else None, [read(find_config(path, None, None, {}), flags) for path in args.also], console)
     folders = find_caches(args.folders, config)
-    return verify(folders, args, console) if args.action == "verify" else show(folders, args, console)
+    if args.action == "ls":
+        return show(folders, args, console)
+    return verify(
+        folders, args, console, [f"--{name}={value}" for name, value in [*asked.items(), *((one.key, one.value) for one in flags)] if value]
+    )
+
+
+def take_folders(folders: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell apart folders and options of config.json, which argparse does not know: it leaves all that stands behind such an option.
+
+    Args:
+        folders: those that argparse has found.
+        words: what it left.
+
+    Returns:
+        All folders, `s3://bucket/folder at http://server` as one of them; and the options, `--key=value` each.
+    """
+    from simpletuner.options.sources import read_words
+
+    settings, rest = read_words(words)
+    found: list[str] = []
+    waiting = [*folders, *(word for word in rest if not word.startswith("-"))]
+    while waiting:
+        name = waiting.pop(0)
+        if is_bucket(name) and len(waiting) > 1 and waiting[0] == "at" and waiting[1].startswith(SERVERS):
+            name = f"{name} at {waiting[1]}"
+            del waiting[:2]
+        found.append(name)
+    return found, [*(f"--{one.key}={one.value}" for one in settings), *(word for word in rest if word.startswith("-"))]
 
 
 def read(place: Place, flags: Sequence[Any]) -> Config:
@@ -119,7 +153,7 @@ def find_caches(named: Sequence[str], config: Callable[[], Config]) -> list[Cach
     found: list[CachePlace] = [*map(LocalPlace, cache_folders(roots)), *(place for place in buckets if has_shards(place))]
     if not found:
         raise ConfigError(
-            f"there are no caches in {', '.join(dict.fromkeys(map(str, (*roots, *buckets))))}",
+            f"there are no caches in {', '.join(dict.fromkeys([*map(str, roots), *map(name_of, buckets)]))}",
             hint="A run makes them; --config or a FOLDER says where to look.",
         )
     return found
@@ -138,10 +172,20 @@ def named_buckets(named: Iterable[str], config: Callable[[], Config]) -> list[Ca
     wanted = [name for name in named if is_bucket(name)]
     if not wanted:
         return []
-    known = {str(place).split(" at ")[0]: place for place in plan_of(*config()).cache_places if is_bucket(str(place))}
-    if unknown := [name for name in wanted if name.rstrip("/") not in known]:
+    places = [place for place in plan_of(*config()).cache_places if is_bucket(str(place))]
+    known = {name_of(place): place for place in places}
+    known_here = {**known, **{str(place): place for place in places}}
+    if unknown := [name for name in wanted if name.rstrip("/") not in known_here]:
         raise ConfigError(f"{', '.join(unknown)} is no cache of this config", hint=f"Its caches in buckets: {', '.join(known) or 'none'}.")
-    return [known[name.rstrip("/")] for name in wanted]
+    return [known_here[name.rstrip("/")] for name in wanted]
+
+
+def name_of(place: CachePlace) -> str:
+    """What a place is called on a command line: one word for a bucket, whose server the config knows."""
+    from simpletuner.data.cache_place import BucketPlace
+
+    has_server = isinstance(place, BucketPlace) and place.options.aws_endpoint_url
+    return str(place).rsplit(" at ", 1)[0] if has_server else str(place)
 
 
 def has_shards(place: CachePlace) -> bool:
@@ -157,18 +201,25 @@ def show(folders: Sequence[CachePlace], args: argparse.Namespace, console: Conso
     held = [row for folder in folders for row in survey(folder)]
     if args.json:
         rows = [
-            {"folder": str(row.place), "about": dict(row.about), "entries": row.entries, "bytes": row.bytes, "last_used": row.used} for row in held
+            {"folder": name_of(row.place), "about": dict(row.about), "entries": row.entries, "bytes": row.bytes, "last_used": row.used}
+            for row in held
         ]
         print(json.dumps(rows, indent=1))
         return 0
     console.table(
         ["folder", "kind", "made by", "entries", "size", "last used"],
-        [[str(row.place), row.about.get("kind", "-"), made_by(row.about), f"{row.entries:,}", size_of(row.bytes), day(row.used)] for row in held],
+        [[name_of(row.place), kind_of(row.about), made_by(row.about), f"{row.entries:,}", size_of(row.bytes), day(row.used)] for row in held],
     )
     return 0
 
 
-def made_by(about: Any) -> str:
+def kind_of(about: Mapping[str, str]) -> str:
+    """What entries are, as a word for many."""
+    kind = about.get("kind", "-")
+    return KINDS.get(kind, kind)
+
+
+def made_by(about: Mapping[str, str]) -> str:
     """The VAE or encoders that made an entry, by the first letters of their digest."""
     return " ".join(f"{name} {value[:8]}" for name, value in sorted(about.items()) if name != "kind") or "-"
 
@@ -177,44 +228,68 @@ def day(seconds: float | None) -> str:
     return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def verify(folders: Sequence[CachePlace], args: argparse.Namespace, console: Console) -> int:
-    from simpletuner.data.cache_tools import check, take_stock
+def verify(folders: Sequence[CachePlace], args: argparse.Namespace, console: Console, words: Sequence[str] = ()) -> int:
+    """
+    Args:
+        words: flags that name the config, for the command that is suggested.
+    """
+    from simpletuner.data.cache_loss import lost_entries
+    from simpletuner.data.cache_tools import check, rewrite, take_stock
     from simpletuner.data.store import Store
 
     report: list[dict[str, Any]] = []
     for folder in folders:
-        stock = take_stock(folder)
-        with console.bar(f"verify {folder}", len(stock.rows), "entries") as bar:
+        name, stock = name_of(folder), take_stock(folder)
+        with console.bar(f"verify {name}", len(stock.rows), "entries") as bar:
             damaged, faults = check(folder, stock, bar.advance)
+        lost = lost_entries(folder, stock)
         if args.delete and damaged:
             Store(folder).drop([one.place for one in damaged])
+        if args.delete and lost:
+            rewrite(folder, take_stock(folder), list(lost), lambda count: None)
         entries = [{"key": one.key, "file": one.place.shard, "problem": one.problem, "about": dict(one.about)} for one in damaged]
-        report.append({"folder": str(folder), "entries": int(stock.is_current.sum()), "damaged": entries, "files": faults, "deleted": args.delete})
+        report.append(
+            {"folder": name, "entries": int(stock.is_current.sum()), "damaged": entries, "lost": lost, "files": faults, "deleted": args.delete}
+        )
     if args.json:
         print(json.dumps(report, indent=1))
     else:
         for found in report:
-            tell(found, console)
-    return DAMAGED if any(found["damaged"] for found in report) else 0
+            tell(found, console, words)
+    return DAMAGED if any(found["damaged"] or found["lost"] for found in report) else 0
 
 
-def tell(found: dict[str, Any], console: Console) -> None:
+def tell(found: Mapping[str, Any], console: Console, words: Sequence[str]) -> None:
     """Print what `verify` found in one folder."""
-    damaged, entries = found["damaged"], found["entries"]
-    console.say(f"{found['folder']}: {entries:,} entries, " + (f"{len(damaged):,} damaged" if damaged else "all whole"))
+    damaged, lost, is_deleted = found["damaged"], found["lost"], found["deleted"]
+    name = found["folder"]
+    collect_it = f"`{shlex.join(['simpletuner', 'cache', 'gc', name, *(words if is_bucket(name) else ())])}`"
+    counts = [f"{len(damaged):,} damaged"] if damaged else []
+    counts += [f"{total_lost(lost)} lost"] if lost else []
+    console.say(f"{name}: {found['entries']:,} entries, {', '.join(counts) or 'all whole'}")
     for one in damaged:
         what = one["about"].get("sample") or one["about"].get("prompt") or one["key"]
         console.say(f"  {what[:100]}: {one['problem']} ({one['file']}, {one['key'][:8]})")
     for file, fault in found["files"].items():
-        console.say(f"  {file}: {fault}; no entry is lost, `simpletuner cache gc {found['folder']}` writes it anew")
+        loss = f"entries lost: {total_lost({file: lost[file]})}" if file in lost else f"no entry is lost, {collect_it} writes it anew"
+        console.say(f"  {file}: {fault}; {loss}")
     if damaged:
-        console.say(
-            "  dropped; the next run makes them again" if found["deleted"] else "  --delete drops them; a run makes each again when it needs it"
-        )
+        console.say("  dropped; the next run makes them again" if is_deleted else "  --delete drops them; a run makes each again when it needs it")
+    if lost and is_deleted:
+        console.say("  what was whole in files that lost entries is in new files; training makes the lost entries anew")
+    elif lost:
+        console.say(f"  training makes the lost entries anew; --delete, or {collect_it}, keeps what is whole in such a file and deletes the file")
+
+
+def total_lost(lost: Mapping[str, int | None]) -> str:
+    """How many entries some files lost, as far as that is known."""
+    known = sum(count or 0 for count in lost.values())
+    return f"{known:,}" if None not in lost.values() else f"{known:,} and an unknown number more" if known else "an unknown number"
 
 
 def export(args: argparse.Namespace, config: Callable[[], Config], console: Console) -> int:
     from simpletuner.data.cache_export import export as write
+    from simpletuner.data.cache_loss import lost_entries
     from simpletuner.data.cache_place import LocalPlace
     from simpletuner.data.cache_tools import take_stock
 
@@ -222,14 +297,17 @@ def export(args: argparse.Namespace, config: Callable[[], Config], console: Cons
         raise ConfigError("export takes a cache folder and a folder to write to", hint="simpletuner cache export cache/vae/auraflow/my-cat exported")
     [folder], to = named_buckets(args.folders[:1], config) or [LocalPlace(Path(args.folders[0]))], Path(args.folders[1])
     stock = take_stock(folder)
-    if not len(stock.rows):
-        raise ConfigError(f"there is no cache in {folder}", hint="`simpletuner cache ls FOLDER` lists those below a folder.")
+    lost = lost_entries(folder, stock)
+    if not len(stock.rows) and not lost:
+        raise ConfigError(f"there is no cache in {name_of(folder)}", hint="`simpletuner cache ls FOLDER` lists those below a folder.")
     with console.bar("export", int(stock.is_current.sum()), "entries") as bar:
         damaged = write(folder, to, stock, bar.advance, is_one_file_each=args.each)
     for one in damaged:
         console.warn(f"entry {one.key} is left out: {one.problem}")
+    if lost:
+        console.warn(f"{', '.join(lost)}: damaged, entries lost: {total_lost(lost)}")
     console.say(f"{int(stock.is_current.sum()) - len(damaged):,} entries are in {to}; index.json there says what is where")
-    return DAMAGED if damaged else 0
+    return DAMAGED if damaged or lost else 0
 
 
 def collect(args: argparse.Namespace, config: Config | None, also: Sequence[Config], console: Console) -> int:
@@ -239,7 +317,7 @@ def collect(args: argparse.Namespace, config: Config | None, also: Sequence[Conf
 
     folders = asked_of(args.folders, config)
     before = None if args.older_than is None else time.time() - args.older_than * DAY_SECONDS
-    if before is not None and (buckets := [str(place) for place in folders if not place.shelf().notes_use]):
+    if before is not None and (buckets := [name_of(place) for place in folders if not place.shelf().notes_use]):
         raise ConfigError(f"--older-than: nobody notes when {', '.join(buckets)} was last read", hint="Leave it out, or name the folders to clear.")
     used = used_by([config, *also], console) if config else {}
     report: list[dict[str, Any]] = []
@@ -251,10 +329,10 @@ def collect(args: argparse.Namespace, config: Config | None, also: Sequence[Conf
         stock = take_stock(folder)
         unused = find_unused(stock, used.get(folder.identity, set()) if config else None, before)
         if unused.is_foreign:
-            console.warn(f"{folder}: {FOREIGN.format(count=unused.kept)}")
+            console.warn(f"{name_of(folder)}: {FOREIGN.format(count=unused.kept)}")
         names = to_rewrite(stock, unused.places)
         freed = unused.bytes if args.dry_run else clear(folder, unused.places, names, console)
-        report.append({"folder": str(folder), "kept": unused.kept, "dropped": len(unused.places), "files": len(names), "bytes": freed})
+        report.append({"folder": name_of(folder), "kept": unused.kept, "dropped": len(unused.places), "files": len(names), "bytes": freed})
     if args.json:
         print(json.dumps(report, indent=1))
         return 0
@@ -269,7 +347,7 @@ def clear(folder: CachePlace, places: Sequence[Any], names: Sequence[str], conso
     from simpletuner.data.store import Store
 
     Store(folder).drop(places)
-    with console.bar(f"rewrite {folder}", len(names), "files") as bar:
+    with console.bar(f"rewrite {name_of(folder)}", len(names), "files") as bar:
         return rewrite(folder, take_stock(folder), names, bar.advance)
 
 
@@ -285,13 +363,16 @@ def asked_of(named: Sequence[str], config: Config | None) -> list[CachePlace]:
     known = {place.identity: place for place in places}
     asked: list[CachePlace] = []
     for name in named:
-        if is_bucket(name) and config is None:
-            raise ConfigError(f"{name} is in a bucket; only a config knows how to get in", hint="Add --config config/config.json.")
         place = named_buckets([name], lambda: config)[0] if is_bucket(name) and config else LocalPlace(Path(name))
         if not has_shards(place):
-            raise ConfigError(f"{place} is no cache folder", hint="`simpletuner cache ls FOLDER` lists those below a folder.")
+            raise ConfigError(f"{name_of(place)} is no cache folder", hint="`simpletuner cache ls FOLDER` lists those below a folder.")
         if config and place.identity not in known:
-            raise ConfigError(f"{place} is no cache folder of this config", hint=f"Its folders: {', '.join(sorted(map(str, known.values())))}.")
+            raise ConfigError(
+                f"{place} is no cache folder of this config",
+                hint=f"Its folders: {', '.join(sorted(map(name_of, known.values())))}. If no config uses {place} any more, delete the folder; or, "
+                f"without --config, `{shlex.join(['simpletuner', 'cache', 'gc', str(place), '--older-than', '30'])}` drops what no run has read for "
+                "30 days.",
+            )
         asked.append(place)
     return asked or [place for place in places if has_shards(place)]
 

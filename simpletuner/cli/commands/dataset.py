@@ -79,7 +79,7 @@ def facts_of(config: TrainConfig, family: ModelFamily) -> ModelFacts:
         try:
             family.check_size(size)
         except ConfigError as error:
-            return error.message
+            return f"{error.message}. {error.hint}" if "alignment" in str(error.hint) else error.message
         return None
 
     known = shapes(family)

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     found = examples()
     if args.action == "list":
         for name, folder in found.items():
-            print(f"{name:<16} {summary(folder)}")
+            print(f"{name:<24} {summary(folder)}")
         return 0
     if args.name not in found:
         problem = f"{args.name!r} is not an embedded example" if args.name else "copy needs the name of an example"

@@ -104,11 +104,12 @@ class CsvBackend(DataBackend):
         """List a row by the file that is here for it."""
         path = self._path(row)
         if path is None:
-            return Entry(name, 0, 0, fault="outside")
+            written = row.given if len(row.given) <= NAME_LETTERS else f"{row.given[:NAME_LETTERS]}..."
+            return Entry(name, 0, 0, fault="outside", shown=repr(written))
         try:
             facts = path.stat()
         except OSError:
-            return Entry(name, 0, 0, fault="not fetched" if row.is_remote else "unreadable")
+            return Entry(name, 0, 0, fault="not fetched" if row.is_remote else "not there")
         fault = None
         if not stat.S_ISREG(facts.st_mode):
             fault = "unreadable"

@@ -80,6 +80,8 @@ class HuggingfaceOptions(DatasetOptions):
         ):
             if own and other and own != other:
                 yield f"{key} is {own!r}, but huggingface.{key} is {other!r}; write it once"
+        if self.streaming and "[" in self.split:
+            yield f"split {self.split!r} takes a part of it, which streaming cannot; name the split alone, and set max_num_samples"
         if (block.width_column is None) != (block.height_column is None):
             yield "huggingface.width_column and huggingface.height_column go together"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from simpletuner.data.doctor.examine import counts_of
-from simpletuner.data.doctor.findings import Complaint, Examined, Problem, Report
+from simpletuner.data.doctor.findings import Beside, Complaint, Examined, Problem, Report
 from simpletuner.data.faults import RULES
 from simpletuner.types import Sample
 
@@ -19,6 +19,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "assumed": list(report.assumed),
         "problems": [problem_object(problem) for problem in report.problems],
         "backends": [backend_object(one) for one in report.datasets],
+        "conditioning": [beside_object(one) for one in report.conditioning],
     }
 
 
@@ -31,6 +32,7 @@ def problem_object(problem: Problem) -> dict[str, Any]:
         "message": problem.message,
         "hint": problem.hint,
         "files": list(problem.files),
+        "examples": list(problem.examples),
     }
 
 
@@ -52,6 +54,23 @@ def backend_object(one: Examined) -> dict[str, Any]:
         },
         "images": [image_object(sample, one.complaints.get(sample.name, ())) for sample in one.samples],
         "skipped": [{"file": name, "rule": rule, "why": RULES.get(rule, rule)} for rule, names in one.skipped.items() for name in names],
+        "notes": list(one.notes),
+    }
+
+
+def beside_object(one: Beside) -> dict[str, Any]:
+    """One conditioning dataset: which of its files goes along with which picture, and what is left over on either side."""
+    return {
+        "id": one.id,
+        "kind": one.conditioning.kind,
+        "of": list(one.conditioning.sources),
+        "place": one.conditioning.open().place,
+        "error": one.error,
+        "files": one.files,
+        "pairs": [{"dataset": pair.dataset, "picture": pair.picture, "file": pair.file} for pair in one.pairs],
+        "without_picture": list(one.without_picture),
+        "pictures_without_file": {name: list(pictures) for name, pictures in one.lacking.items()},
+        "black": list(one.black),
         "notes": list(one.notes),
     }
 

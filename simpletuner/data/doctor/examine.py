@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simpletuner.console import Console
-from simpletuner.data.buckets import Group, check_size
-from simpletuner.data.companions import find_companions, paired
+from simpletuner.data.buckets import Group, by_bucket, check_size
+from simpletuner.data.companions import Companions, paired
 from simpletuner.data.conditioning import Conditioning
 from simpletuner.data.contents import ContentBook
 from simpletuner.data.discover import discover
+from simpletuner.data.doctor.conditioned import examine_beside, find_all_companions, wanted_by
 from simpletuner.data.doctor.epochs import Steps, balance, steps_of
-from simpletuner.data.doctor.findings import KINDS, Chart, Examined, ModelFacts, Problem, Report, named
+from simpletuner.data.doctor.findings import KINDS, Beside, Chart, Examined, ModelFacts, Problem, Report, named
 from simpletuner.data.doctor.looks import Look, look_at_all
 from simpletuner.data.doctor.shapes import bucket_rows, check_buckets, check_shapes, latent_bytes, total_cut_share
 from simpletuner.data.doctor.twins import Seen, check_twins
@@ -29,6 +30,13 @@ from simpletuner.types import Sample
 if TYPE_CHECKING:
     from simpletuner.options.data import Data
     from simpletuner.options.training import Training
+
+
+SIZE_ADVICE = (
+    'Leave them out by maximum_aspect_ratio and minimum_aspect_ratio, set "crop": true for squares, or set another resolution for the dataset.'
+)
+OUTSIDE_TABLE = "the row names a file outside the folder of the csv file, or what is no address"
+OUTSIDE_TABLE_ADVICE = "Copy the files beside the csv file, and name them from its folder."
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +93,16 @@ def examine(
     charts: dict[str, Chart] = {}
     found: dict[str, Found] = {}
     errors: dict[str, str] = {}
+    index_folder = Path(data.cache_dir) / "index"
+    conditioning = wanted_by(plan.conditioning, {dataset.id for dataset in chosen})
+    companions, refused = find_all_companions(conditioning, index_folder, console)
     for dataset in chosen:
         charts[dataset.id] = Chart(dataset.id, 1)
+        mine = [one.id for one in conditioning if dataset.id in one.sources]
         try:
-            conditioning = [one for one in plan.conditioning if dataset.id in one.sources]
-            found[dataset.id] = find(dataset, conditioning, Path(data.cache_dir) / "index", training.seed, console, decodes=decodes)
+            if lost := [refused[name] for name in mine if name in refused]:
+                raise lost[0]
+            found[dataset.id] = find(dataset, [companions[name] for name in mine], index_folder, training.seed, console, decodes=decodes)
         except DatasetError as error:
             errors[dataset.id] = error.message
             charts[dataset.id].note_all("unusable", error.message.removeprefix(f"dataset {dataset.id!r}: "), error.hint or "")
@@ -104,9 +117,11 @@ def examine(
         else Examined(dataset, error=errors[dataset.id])
         for dataset in chosen
     )
+    besides = tuple(beside_of(one, companions, refused, found, charts, console) for one in conditioning)
     problems = [*(problem for chart in charts.values() for problem in chart.problems), *steps.problems, *balance(examined)]
-    ordered = tuple(sorted(problems, key=lambda problem: (-problem.weight, list(charts).index(problem.dataset.split(", ")[0]))))
-    return Report(source, examined, ordered, totals_of(examined, list(found.values()), data, model, training, steps), model.assumed)
+    rank = {name: number for number, name in enumerate(charts)}  # a problem between datasets names several, and stands where the first ones stand
+    ordered = tuple(sorted(problems, key=lambda problem: (-problem.weight, rank.get(problem.dataset, -1))))
+    return Report(source, examined, ordered, totals_of(examined, list(found.values()), data, model, training, steps), model.assumed, besides)
 
 
 def choose_datasets(plan: DataPlan, only: Sequence[str]) -> list[ImageDataset]:
@@ -118,7 +133,23 @@ def choose_datasets(plan: DataPlan, only: Sequence[str]) -> list[ImageDataset]:
     return [dataset for dataset in plan.pictures if not only or dataset.id in only]
 
 
-def find(dataset: ImageDataset, conditioning: Sequence[Conditioning], index_folder: Path, seed: int, console: Console, *, decodes: bool) -> Found:
+def beside_of(
+    one: Conditioning,
+    companions: Mapping[str, Companions],
+    refused: Mapping[str, DatasetError],
+    found: Mapping[str, Found],
+    charts: dict[str, Chart],
+    console: Console,
+) -> Beside:
+    """Examine one conditioning dataset, with a chart of its own."""
+    if one.id in refused:
+        return Beside(one, error=refused[one.id].message)
+    charts[one.id] = Chart(one.id, max(1, len(companions[one.id].seen)))
+    samples = {name: each.samples for name, each in found.items()}
+    return examine_beside(companions[one.id], samples, {name: each.skipped for name, each in found.items()}, charts[one.id], console)
+
+
+def find(dataset: ImageDataset, companions: Sequence[Companions], index_folder: Path, seed: int, console: Console, *, decodes: bool) -> Found:
     """Discover a dataset and look at all its images.
 
     What whole files say other than their headers is written into the index, as a run does that reads them.
@@ -130,7 +161,6 @@ def find(dataset: ImageDataset, conditioning: Sequence[Conditioning], index_fold
         raise DatasetError(fault, hint=f"Folders are relative to where the command runs, {Path.cwd()}.")
     looks: dict[str, Look] = {}
     while True:
-        companions = [find_companions(one, index_folder, console) for one in conditioning]
         discovery = paired(dataset, discover(dataset, index_folder, seed, console), companions)
         new = [sample for sample in discovery.samples if sample.name not in looks]
         book = ContentBook(index_folder)
@@ -150,7 +180,9 @@ def find(dataset: ImageDataset, conditioning: Sequence[Conditioning], index_fold
         else:
             skipped.setdefault(rule, []).append(sample.name)
     if not samples:
-        raise DatasetError(f"none of its {len(discovery.samples)} images can be read", hint="Look at the files and who may read them.")
+        count = len(discovery.samples)
+        said = "its only image cannot be read" if count == 1 else f"none of its {count} images can be read"
+        raise DatasetError(said, hint="Look at the files and who may read them.")
     expansion = expand(samples, dataset.variation)
     return Found(
         dataset,
@@ -200,15 +232,20 @@ def note_skipped(found: Found, chart: Chart) -> None:
     """Note images that are left out, by rule."""
     total = len(found.samples) + sum(len(names) for names in found.skipped.values())
     for rule, names in found.skipped.items():
-        message = f"{named(len(names), 'file')} skipped, {rule}: {RULES.get(rule, 'see the notes')}"
-        chart.problems.append(Problem(rule, chart.dataset, message, tuple(names), len(names) / total))
+        is_row = rule == "outside" and found.dataset.options.type == "csv"
+        reason = OUTSIDE_TABLE if is_row else RULES.get(rule, "see the notes")
+        message = f"{named(len(names), 'row' if is_row else 'file')} skipped, {rule}: {reason}"
+        advice = OUTSIDE_TABLE_ADVICE if is_row else ""
+        chart.problems.append(Problem(rule, chart.dataset, message, tuple(names), len(names) / total, advice))
 
 
 def check_sizes(found: Found, chart: Chart, training: Training, model: ModelFacts) -> None:
     """Note what makes a run refuse the dataset: too few draws for a step, pictures that the model cannot take."""
-    for size in dict.fromkeys(sample.geometry.bucket for sample in found.samples):
+    for size, samples in by_bucket(found.samples).items():
         if refusal := model.refuse_size(size):
-            chart.note_all("unusable", refusal)
+            details = {sample.name: f"{sample.geometry.original} becomes {size}" for sample in samples}
+            message = f"{refusal}: {named(len(samples), 'image becomes', 'images become')} that by {found.dataset.geometry}"
+            chart.note("unusable", details, message, SIZE_ADVICE, [f"{sample.name}, {sample.geometry.original}" for sample in samples])
     if found.is_eval:
         return
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simpletuner.data.conditioning import Conditioning
 from simpletuner.data.plan import ImageDataset
 from simpletuner.types import Sample, Size
 
@@ -40,13 +41,17 @@ KINDS: Mapping[str, Kind] = {
     "unsupported": Kind("warning", "Convert them to JPEG, PNG or WebP."),
     "huge": Kind("warning", "Scale them down."),
     "unreadable": Kind("warning", "Let this user read them, and give them names that are text."),
+    "not there": Kind("warning", "Put the files there, or take their rows out of the table."),
     "outside": Kind("warning", "Copy the files into the dataset's folder."),
+    "not fetched": Kind("warning", "Check the addresses and the network; the remarks say what failed."),
     "too small": Kind("warning", "Lower minimum_image_size to use them."),
     "aspect": Kind("warning", "Widen minimum_aspect_ratio and maximum_aspect_ratio to use them."),
     "no caption": Kind("warning", "Write a caption for each, or choose another caption_strategy."),
     "not drawn": Kind("note", "Raise max_num_samples to use them."),
     "no companion": Kind("warning", "Add a file of the same name to its conditioning dataset, or take the image out."),
     "other shape": Kind("warning", "Make the mask or reference of the same width over height as its image."),
+    "black": Kind("warning", "Paint white what is to be learned, or take the picture out."),
+    "no picture": Kind("note", "Harmless if it is meant; else give each the name of its picture, whatever the suffix."),
     "empty caption": Kind("warning", "Write a caption, unless they are meant to be trained without words."),
     "long caption": Kind("warning", "Put what matters first, or raise tokenizer_max_length if the model can read more."),
     "repeated caption": Kind("note", "Say in each caption what is special in its image, unless one concept is to be learned from all."),
@@ -84,6 +89,8 @@ class Problem:
     """Share of the dataset's images, 0 to 1."""
     advice: str = ""
     """What to do, where it is more exact than the kind's own."""
+    examples: tuple[str, ...] = ()
+    """The files with more than their names: which is like which, of which size."""
 
     @property
     def severity(self) -> Severity:
@@ -170,6 +177,44 @@ class Examined:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """A picture and the file that goes along with it."""
+
+    dataset: str
+    """Id of the picture's."""
+    picture: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """One conditioning dataset after examination: masks or references of pictures."""
+
+    conditioning: Conditioning
+    pairs: tuple[Pair, ...] = ()
+    """Of the pictures that are trained on, in their order."""
+    without_picture: tuple[str, ...] = ()
+    """Files that go along with none; none are told if a dataset of theirs was not examined."""
+    lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Dataset to its pictures that have no file here, and are left out for that."""
+    black: tuple[str, ...] = ()
+    """Masks by which nothing counts."""
+    files: int = 0
+    """That can be used."""
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+    """Why nothing could be examined."""
+
+    @property
+    def id(self) -> str:
+        return self.conditioning.id
+
+    @property
+    def count_lacking(self) -> int:
+        return sum(len(names) for names in self.lacking.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything the doctor found."""
 
@@ -182,6 +227,8 @@ class Report:
     """Numbers about the whole run by name, as the JSON gives them."""
     assumed: tuple[str, ...] = ()
     """What was estimated, and how."""
+    conditioning: tuple[Beside, ...] = ()
+    """What goes along with pictures of these datasets."""
 
     @property
     def is_usable(self) -> bool:
@@ -200,14 +247,14 @@ class Chart:
         self.problems: list[Problem] = []
         self.complaints: dict[str, list[Complaint]] = {}
 
-    def note(self, kind: str, details: Mapping[str, str], message: str, advice: str = "") -> None:
+    def note(self, kind: str, details: Mapping[str, str], message: str, advice: str = "", examples: Sequence[str] = ()) -> None:
         """Note a problem, unless it is about no image.
 
         Args:
             details: names of images to what is wrong with each.
         """
         if details:
-            self.problems.append(Problem(kind, self.dataset, message, tuple(details), len(details) / self._images, advice))
+            self.problems.append(Problem(kind, self.dataset, message, tuple(details), len(details) / self._images, advice, tuple(examples)))
             self.mark(kind, details)
 
     def mark(self, kind: str, details: Mapping[str, str]) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from simpletuner.console import Console
 from simpletuner.data.backend import DataBackend
-from simpletuner.data.doctor.findings import Examined, Problem, Report, kind_of, percent
+from simpletuner.data.doctor.findings import Beside, Examined, Problem, Report, kind_of, percent
 from simpletuner.data.doctor.looks import in_threads
 from simpletuner.data.doctor.table import size_of, verdict
 from simpletuner.data.faults import RULES
-from simpletuner.data.images import decode_rgb
+from simpletuner.data.images import BLACK, WHITE, decode_rgb
 from simpletuner.data.window import ALWAYS
 from simpletuner.errors import DatasetError
 from simpletuner.types import Sample
@@ -32,6 +32,9 @@ QUALITIES = (78, 60, 40, 20)
 CAPTION_LETTERS = 2000
 CAPTIONS_SHOWN = 8
 NAMES_SHOWN = 200
+PAIRS_SHOWN = 12
+"""Pictures that are shown beside their mask or reference, of each conditioning dataset: those of black masks first."""
+EXAMPLES_SHOWN = 3
 
 Key = tuple[str, str]
 """Dataset and name of an image."""
@@ -83,12 +86,16 @@ def worst(one: Examined, name: str) -> int:
     return max(order.index(kind_of(complaint.kind).severity) for complaint in one.complaints[name])
 
 
-def pictures(backend: DataBackend, names: Sequence[str]) -> Iterator[str]:
-    """Thumbnails as text; empty for an image that cannot be decoded."""
+def pictures(backend: DataBackend, names: Sequence[str], ground: int = WHITE) -> Iterator[str]:
+    """Thumbnails as text; empty for an image that cannot be decoded.
+
+    Args:
+        ground: the grey that lies under what is transparent.
+    """
 
     def draw(name: str) -> str:
         try:
-            image = decode_rgb(backend.read(name), name, THUMBNAIL_PX)
+            image = decode_rgb(backend.read(name), name, THUMBNAIL_PX, ground)
         except DatasetError:
             return ""
         data = b""
@@ -125,15 +132,17 @@ def content_of(report: Report, chosen: set[Key], thumbnails: Mapping[Key, str]) 
         "skipped": {rule: True for one in report.datasets for rule in one.skipped},
         "problems": [problem_of(problem) for problem in report.problems],
         "datasets": [dataset_of(one, chosen, thumbnails) for one in report.datasets],
+        "conditioning": [beside_of(one, report.datasets) for one in report.conditioning],
     }
 
 
 def problem_of(problem: Problem) -> dict[str, Any]:
+    examples = "; ".join((*problem.examples[:EXAMPLES_SHOWN], *(("...",) if len(problem.examples) > EXAMPLES_SHOWN else ())))
     return {
         "kind": problem.kind,
         "severity": problem.severity,
         "dataset": problem.dataset,
-        "message": problem.message,
+        "message": f"{problem.message} ({examples})" if examples else problem.message,
         "hint": problem.hint,
         "count": len(problem.files),
     }
@@ -160,6 +169,45 @@ def dataset_of(one: Examined, chosen: set[Key], thumbnails: Mapping[Key, str]) -
         ],
         "images": [image_of(one, sample, thumbnails.get((one.id, sample.name))) for sample in shown],
     }
+
+
+def beside_of(one: Beside, datasets: Sequence[Examined]) -> dict[str, Any]:
+    """One conditioning dataset as the page shows it, with a few pictures beside their masks or references."""
+    facts = [
+        ("files", f"{one.files:,}"),
+        ("in use", f"{len({pair.file for pair in one.pairs}):,}"),
+        ("without a picture", f"{len(one.without_picture):,}"),
+        ("pictures without a file", f"{one.count_lacking:,}"),
+    ]
+    lists = [("all black", one.black), ("without a picture", one.without_picture)]
+    lists += [(f"without a file, in {name}", names) for name, names in one.lacking.items()]
+    return {
+        "id": one.id,
+        "kind": one.conditioning.kind,
+        "about": one.conditioning.describe().removeprefix(f"{one.id}: "),
+        "error": one.error,
+        "facts": facts + ([("all black", f"{len(one.black):,}")] if one.conditioning.is_mask else []),
+        "lists": [{"title": title, "count": len(names), "names": list(names[:NAMES_SHOWN])} for title, names in lists if names],
+        "notes": list(one.notes),
+        "pairs": pairs_of(one, datasets),
+    }
+
+
+def pairs_of(one: Beside, datasets: Sequence[Examined]) -> list[dict[str, Any]]:
+    """The first pairs of a conditioning dataset with a thumbnail of either side, black masks before others."""
+    black = set(one.black)
+    shown = sorted(one.pairs, key=lambda pair: pair.file not in black)[:PAIRS_SHOWN]
+    besides = pictures(one.conditioning.open(), [pair.file for pair in shown], BLACK if one.conditioning.is_mask else WHITE)
+    backends = {each.id: each.dataset.open() for each in datasets}
+    return [
+        {
+            "picture": pair.picture,
+            "file": pair.file,
+            "is_black": pair.file in black,
+            "thumbnails": [next(pictures(backends[pair.dataset], [pair.picture])), beside],
+        }
+        for pair, beside in zip(shown, besides)
+    ]
 
 
 def facts_of(one: Examined) -> list[tuple[str, str]]:

@@ -88,7 +88,9 @@ def check_buckets(rows: Sequence[BucketRow], chart: Chart) -> None:
     if not lone:
         return
     concerned = sum(row.images for row in rows if row.size in lone)
-    message = f"{len(lone)} of {named(len(rows), 'bucket')} never fill a batch of {rows[0].batch_size}, repeats counted"
+    message = (
+        f"{len(lone)} of {named(len(rows), 'bucket')} never {'fills' if len(lone) == 1 else 'fill'} a batch of {rows[0].batch_size}, repeats counted"
+    )
     chart.note_all("lone bucket", message, share=concerned / sum(row.images for row in rows))
 
 

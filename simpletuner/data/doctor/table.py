@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simpletuner.console import Console
 from simpletuner.data.doctor.examine import counts_of
-from simpletuner.data.doctor.findings import Examined, Problem, Report, named, percent
+from simpletuner.data.doctor.findings import Beside, Examined, Problem, Report, named, percent
 from simpletuner.data.window import ALWAYS
 
 BAR_CELLS = 24
@@ -13,17 +13,23 @@ BUCKET_LINES = 12
 PROBLEMS_SHOWN = 15
 FILES_SHOWN = 3
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
-COLUMNS = ("dataset", "images", "skipped", "buckets", "batches", "draws", "cut", "enlarged", "copies", "captions", "latents")
+COLUMNS = ("dataset", "images", "skipped", "buckets", "batches", "draws", "cut", "enlarged", "alike", "captions", "latents")
+BESIDE_COLUMNS = ("goes along", "kind", "with", "files", "in use", "without picture", "pictures without", "all black")
+REMARKS_SHOWN = 10
 
 
 def show(report: Report, console: Console) -> None:
     """Print the report."""
     console.heading(f"Datasets of {report.source}")
     console.table(COLUMNS, [row_of(one) for one in report.datasets])
+    if report.conditioning:
+        console.say()
+        console.table(BESIDE_COLUMNS, [beside_row(one) for one in report.conditioning])
     console.say()
     console.facts(facts_of(report))
     show_buckets(report, console)
     show_problems(report, console)
+    show_remarks(report, console)
     console.say(f"\n{verdict(report)}", style="bold")
 
 
@@ -50,6 +56,16 @@ def row_of(one: Examined) -> tuple[str, ...]:
     )
 
 
+def beside_row(one: Beside) -> tuple[str, ...]:
+    """One conditioning dataset in its table."""
+    about = (one.id, one.conditioning.kind, ", ".join(one.conditioning.sources))
+    if one.error is not None:
+        return (*about, "unusable", *("-" for _ in BESIDE_COLUMNS[4:]))
+    black = f"{len(one.black):,}" if one.conditioning.is_mask else "-"
+    used = len({pair.file for pair in one.pairs})
+    return (*about, f"{one.files:,}", f"{used:,}", f"{len(one.without_picture):,}", f"{one.count_lacking:,}", black)
+
+
 def facts_of(report: Report) -> dict[str, str]:
     """The run in a few lines."""
     totals = report.totals
@@ -58,7 +74,7 @@ def facts_of(report: Report) -> dict[str, str]:
     batches = f"{totals['batches_per_epoch']:,.0f} batches{first}"
     parts = [f"{one.id} in {one.dataset.window}: {named(int(one.figures['batches_of_run']), 'batch', 'batches')}" for one in windowed]
     facts = {
-        "epoch": f"{totals['steps_per_epoch']:,.10g} steps of {totals['images_per_step']:,.0f} images ({batches})",
+        "epoch": f"{totals['steps_per_epoch']:,.10g} steps of {named(int(totals['images_per_step']), 'image')} ({batches})",
         "run": "; ".join([f"{totals['steps']:,.0f} steps", *parts]),
         "caches": f"about {size_of(totals['cache_bytes'])}: latents {size_of(totals['latent_cache_bytes'])}, "
         f"text {size_of(totals['text_cache_bytes'])}",
@@ -100,8 +116,22 @@ def examples(problem: Problem) -> str:
     """The first files of a problem, unless its message has named the only one."""
     if len(problem.files) == 1 and problem.files[0] in problem.message:
         return ""
-    more = ", ..." if len(problem.files) > FILES_SHOWN else ""
-    return f" ({', '.join(problem.files[:FILES_SHOWN])}{more})" if problem.files else ""
+    named_by, separator = (problem.examples, "; ") if problem.examples else (problem.files, ", ")
+    more = f"{separator}..." if len(named_by) > FILES_SHOWN else ""
+    return f" ({separator.join(named_by[:FILES_SHOWN])}{more})" if named_by else ""
+
+
+def show_remarks(report: Report, console: Console) -> None:
+    """Print what discovery said besides what is among the problems: what could not be fetched, what is converted."""
+    remarks = [note for one in report.datasets for note in one.notes if not any(f" skipped, {rule}: " in note for rule in one.skipped)]
+    remarks += [note for one in report.conditioning for note in one.notes]
+    if not remarks:
+        return
+    console.heading("Remarks")
+    for remark in remarks[:REMARKS_SHOWN]:
+        console.say(f"  {remark}", style="dim")
+    if len(remarks) > REMARKS_SHOWN:
+        console.say(f"  and {len(remarks) - REMARKS_SHOWN} more; --json and --html list all", style="dim")
 
 
 def verdict(report: Report) -> str:

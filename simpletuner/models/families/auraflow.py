@@ -46,6 +46,8 @@ class AuraFlow(UsualFamily):
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
+    t5_parts = text_parts[0]
+    takes_pixels: ClassVar = True
     pipeline_class = "AuraFlowPipeline"
     denoiser_class = "AuraFlowTransformer2DModel"
     original_layout = "auraflow"

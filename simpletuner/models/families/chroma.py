@@ -45,6 +45,7 @@ class Chroma(UsualFamily):
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
+    t5_parts = text_parts[0]
     pipeline_class = "ChromaPipeline"
     denoiser_class = "ChromaTransformer2DModel"
     original_layout = "chroma"

@@ -66,6 +66,7 @@ class Flux(UsualFamily):
     }
     parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "transformer", "scheduler")
     text_parts: ClassVar = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+    t5_parts: ClassVar = ("text_encoder_2", "tokenizer_2")
     pipeline_class = "FluxPipeline"
     denoiser_class = "FluxTransformer2DModel"
     original_layout = "flux"

@@ -57,6 +57,7 @@ class Flux2(UsualFamily):
         )
     }
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
+    takes_references = True
     text_parts = (("text_encoder", "tokenizer"),)
     denoiser_class = "Flux2Transformer2DModel"
     original_layout = "flux2"
@@ -157,20 +158,24 @@ class Flux2(UsualFamily):
 
     def predict(self, denoiser: nn.Module, noised: Noised, batch: Batch) -> Tensor:
         """The velocity noise - latents, (B, C, h, w)."""
+        import torch
+
         device, dtype = noised.latents.device, next(denoiser.parameters()).dtype
         height, width = noised.latents.shape[-2:]
         prompt = batch.text["prompt"].to(device, dtype)  # (B, T, 3 D)
-        # Reference pictures, which the denoiser can take too, would follow the noised one as further tokens, at pictures 10, 20, ...
+        references = [self.scale_latents(one["mean"].float()).to(device) for one in batch.references]
+        pictures = [noised.latents, *references]
+        tokens = self.tokens(noised.latents)  # N
         velocity: Tensor = denoiser(
-            hidden_states=pack(noised.latents.to(dtype)),  # (B, N, 4 C)
+            hidden_states=torch.cat([pack(picture.to(dtype)) for picture in pictures], dim=1),  # (B, N + those of references, 4 C)
             encoder_hidden_states=prompt,
             timestep=noised.time.to(dtype),  # (B,), in [0, 1]; rounded to the model's dtype, as the pipeline does
             guidance=None if noised.guidance is None else noised.guidance.float(),
-            img_ids=_positions(device, rows=height // 2, columns=width // 2),
+            img_ids=torch.cat([_grid(picture, number) for number, picture in enumerate(pictures)]),
             txt_ids=_positions(device, words=prompt.shape[1]),
             return_dict=False,
         )[0]
-        return unpack(velocity, height, width)
+        return unpack(velocity[:, :tokens], height, width)
 
     # Looking.
 
@@ -182,6 +187,13 @@ class Flux2(UsualFamily):
         if self.pipeline_class == DEV:
             return {"prompt_embeds": text["prompt"]}
         return {"prompt_embeds": text["prompt"], "negative_prompt_embeds": negative["prompt"]}
+
+
+def _grid(latents: Tensor, number: int) -> Tensor:
+    """Where the tokens of a picture lie, (N, 4). Reference pictures stand at 10, 20, ... (Flux2Pipeline._prepare_image_ids)."""
+    ids = _positions(latents.device, rows=latents.shape[-2] // 2, columns=latents.shape[-1] // 2)
+    ids[:, 0] = 10 * number
+    return ids
 
 
 def _positions(device: torch.device, pictures: int = 1, rows: int = 1, columns: int = 1, words: int = 1) -> Tensor:

@@ -44,6 +44,7 @@ class StableDiffusion3(UsualFamily):
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
     parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"), ("text_encoder_3", "tokenizer_3"))
+    t5_parts = text_parts[2]
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser_class = "SD3Transformer2DModel"
     original_layout = "sd3"

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from simpletuner.cli.main import main
 from simpletuner.data.store import Store, key_of
 from tests.builders.run import add_pictures, train_in_process, write_run
+from tests.builders.s3 import BUCKET, emptied, keys_of, served
 from tests.builders.shards import damage_entries, entries_in, flip, places_in, shards_in
+
+endpoint = pytest.fixture(scope="module", name="endpoint")(served)
 
 
 def key(number: int) -> str:
@@ -47,6 +50,12 @@ def test_ls_tables_every_cache_below_a_folder(capsys):
     assert all(line[-2] == time.strftime("%Y-%m-%d") for line in lines)
     rows = json.loads(cache(capsys, "ls", "kept", "--json")[1])
     assert [(row["folder"], row["entries"], row["about"]["kind"]) for row in rows] == [("kept/text", 3, "text"), ("kept/vae/cats", 12, "latents")]
+
+
+def test_ls_calls_masks_masks(capsys):
+    fill("kept/masks", 2, kind="mask", vae="0" * 32)
+
+    assert "kept/masks masks" in " ".join(cache(capsys, "ls", "kept")[1].split())
 
 
 def test_ls_looks_where_the_config_keeps_its_caches(capsys, write_config):
@@ -90,6 +99,111 @@ def test_verify_lists_what_is_damaged_and_drops_it_if_asked(capsys):
     ]
     assert cache(capsys, "verify", "kept")[0] == 0
     assert len(entries_in(Path("kept/vae"))) == 4
+
+
+HARMS = {
+    "cut in half": (lambda data, places: data[: len(data) // 2], "12"),
+    "emptied": (lambda data, places: b"", "an unknown number"),
+    "flipped everywhere": (lambda data, places: bytes(byte ^ 1 for byte in data), "an unknown number"),
+    "a head and the index flipped": (lambda data, places: data[: places[3]] + bytes(8) + data[places[3] + 8 : -60] + bytes(60), "1"),
+}
+
+
+@pytest.mark.parametrize(("harm", "count"), HARMS.values(), ids=HARMS)
+def test_verify_counts_the_entries_that_a_damaged_file_lost(capsys, harm, count):
+    fill("kept/vae", 12, kind="latents")
+    [path] = shards_in(Path("kept/vae"))
+    path.write_bytes(harm(path.read_bytes(), [places_in(path)[key(number)].offset for number in range(12)]))
+
+    code, shown, _ = cache(capsys, "verify", "kept")
+    shown = " ".join(shown.split())
+    assert code == 3 and f"entries, {count} lost" in shown and f"entries lost: {count}" in shown and "no entry is lost" not in shown
+    assert "training makes the lost entries anew; --delete, or `simpletuner cache gc kept/vae`" in shown
+    assert list(json.loads(cache(capsys, "verify", "kept", "--json")[1])[0]["lost"].values()) == [int(count) if count.isdigit() else None]
+    assert cache(capsys, "export", "kept/vae", "to")[0] == 3
+
+    code, shown, _ = cache(capsys, "verify", "kept", "--delete")
+
+    assert code == 3 and "is in new files; training makes the lost entries anew" in " ".join(shown.split())
+    assert not path.exists() and len(Store(Path("kept/vae")).keys()) == (11 if count == "1" else 0)
+    if count == "1":
+        assert cache(capsys, "verify", "kept")[0] == 0
+
+
+def test_what_gc_leaves_of_a_file_that_lost_entries_is_whole(capsys):
+    fill("kept", 12, kind="latents")
+    [path] = shards_in(Path("kept"))
+    data = bytearray(path.read_bytes())
+    data[places_in(path)[key(3)].offset] ^= 1
+    path.write_bytes(data[:-1])
+    assert cache(capsys, "verify", "kept")[0] == 3
+
+    assert cache(capsys, "gc", "kept")[0] == 0
+
+    assert cache(capsys, "verify", "kept")[0] == 0
+    assert Store(Path("kept")).keys() == {key(number) for number in range(12) if number != 3}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "--config", "config/config.json", "--data_backend_config", "datasets.json", "kept"],
+        ["verify", "--data_backend_config=datasets.json", "kept", "--config", "config/config.json"],
+        ["verify", "kept", "--gradient_checkpointing", "kept"],
+        ["gc", "--config", "config/config.json", "--data_backend_config", "datasets.json", "nowhere"],
+        ["export", "--config", "config/config.json", "--seed", "3", "kept", "to"],
+        ["export", "kept", "--seed", "3", "to"],
+    ],
+    ids=" ".join,
+)
+def test_folders_stand_before_or_behind_flags(capsys, write_config, words):
+    write_config()
+    fill("kept", 2, kind="latents")
+
+    code, shown, said = cache(capsys, *words)
+
+    if words[0] == "gc":  # of a folder that is there it would ask the model what is used
+        assert code == 2 and "nowhere is no cache folder" in said
+    else:
+        assert code == 0 and ("2 entries, all whole" in shown or "2 entries are in to" in shown)
+
+
+def test_a_misspelled_flag_is_no_folder(capsys):
+    code, _, said = cache(capsys, "verify", "--dryrun", "kept")
+
+    assert code == 2 and "there is no flag --dryrun" in said
+
+
+def test_the_cache_of_a_dataset_that_the_config_has_no_more_is_shown_the_way_out(capsys, write_config):
+    write_config()
+    fill("cache/vae/auraflow/old", 2, kind="latents")
+
+    code, _, said = cache(capsys, "gc", "cache/vae/auraflow/old", "--config", "config/config.json")
+
+    said = " ".join(said.split())
+    assert code == 2 and "is no cache folder of this config" in said and "delete the folder" in said
+    assert "without --config, `simpletuner cache gc cache/vae/auraflow/old --older-than 30`" in said
+    assert cache(capsys, "gc", "cache/vae/auraflow/old", "--older-than", "30")[0] == 0
+
+
+def test_a_cache_in_a_bucket_is_taken_by_the_names_that_are_shown(capsys, write_config, endpoint):
+    client = emptied(endpoint)
+    path = write_config(cache_dir="kept")
+    latents = {"id": "latents", "dataset_type": "image_embeds", "type": "aws", "aws_bucket_name": BUCKET, **keys_of(endpoint)}
+    datasets = [{"id": "set", "instance_data_dir": "pictures", "caption_strategy": "filename", "image_embeds": "latents"}, latents]
+    Path("datasets.json").write_text(json.dumps(datasets))
+    fill("made", 3, kind="latents")
+    client.put_object(Bucket=BUCKET, Key="vae/auraflow/set/shard-1-1-1.safetensors", Body=shards_in(Path("made"))[0].read_bytes()[:-1])
+    name = f"s3://{BUCKET}/vae/auraflow/set"
+
+    rows = json.loads(cache(capsys, "ls", "--config", str(path), "--json")[1])
+    assert [row["folder"] for row in rows] == [name]
+    for words in ([name], [f"{name} at {endpoint}"], [name, "at", endpoint], [f"{name}/"]):
+        assert cache(capsys, "ls", "--config", str(path), *words)[0] == 0
+        assert cache(capsys, "ls", *words, "--config", str(path))[0] == 0
+    shown = " ".join(cache(capsys, "verify", "--seed", "3", name, "--config", str(path))[1].split())
+
+    assert f"`simpletuner cache gc {name} --config={path} --seed=3` writes it anew" in shown
 
 
 def test_export_writes_files_that_need_none_of_us(capsys):

@@ -36,7 +36,7 @@ def test_usable_datasets_give_0_and_a_table(config, capsys):
     code, shown, _ = check(capsys)
 
     assert code == 0
-    assert "pictures" in shown and "Usable" in shown and "steps of 1 images" in shown
+    assert "pictures" in shown and "Usable" in shown and "steps of 1 image (" in shown
 
 
 def test_json_on_the_screen_is_nothing_but_json(config, capsys):

@@ -147,6 +147,58 @@ def test_too_few_images_for_a_step_and_sizes_the_model_refuses_are_errors(draw, 
     assert "Set repeats to 3" in problems(report, "unusable")[1].hint
 
 
+def test_images_that_become_a_size_that_the_model_refuses_are_named_with_their_sizes(draw, check, console, said, problems):
+    draw("images/good.png", 96, 64)
+    draw("images/long.png", 960, 32, seed=1)
+    model = replace(MODEL, refuse_size=lambda size: f"{size} is too large" if size.width > 100 else None)
+
+    report = check(GOOD, model=model)
+
+    [problem] = problems(report, "unusable")
+    assert problem.files == ("long.png",) and problem.examples == ("long.png, 960x32",)
+    assert "is too large: 1 image becomes that by" in problem.message
+    assert all(option in problem.hint for option in ("resolution", "crop", "maximum_aspect_ratio", "minimum_aspect_ratio"))
+    [told] = [image for image in as_json(report)["backends"][0]["images"] if image["problems"] and "unusable" in image["problems"][-1]]
+    assert told["file"] == "long.png" and "960x32 becomes" in told["problems"][-1]
+    show(report, console)
+    assert "(long.png, 960x32)" in said.getvalue()
+
+
+def test_remarks_stand_in_the_table_and_what_is_among_the_problems_does_not(draw, check, console, said, workplace):
+    draw("images/a.png")
+    landscape(64, 64, 3).convert("RGBA").save(workplace / "images/clear.png")
+    (workplace / "images/empty.png").write_bytes(b"")
+
+    show(check(GOOD), console)
+
+    remarks = said.getvalue().split("Remarks")[1]
+    assert "1 alpha: transparency laid on white" in remarks and "zero-byte" not in remarks
+
+
+def test_a_list_of_which_no_address_answers_says_why(check, console, said, workplace):
+    (workplace / "list.csv").write_text("url,text\nhttp://127.0.0.1:9/a.png,a\nhttp://127.0.0.1:9/b.png,b\n", encoding="utf-8")
+
+    report = check(
+        {"id": "web", "type": "csv", "csv_file": "list.csv", "csv_cache_dir": "got", "csv_caption_column": "text", "caption_strategy": "csv"}
+    )
+    show(report, console)
+
+    assert "2 not fetched" in said.getvalue() and "http://127.0.0.1:9/a.png" in said.getvalue()
+    assert report.problems[0].kind == "unusable" and "network" in report.problems[0].hint
+
+
+def test_rows_that_name_files_outside_are_shown_as_they_are_written(draw, check, problems, workplace):
+    draw("a.png")
+    (workplace / "list.csv").write_text("path,text\na.png,a\n../../etc/passwd,b\n/etc/\x1b[31mx.png,c\n", encoding="utf-8")
+    entry = {"id": "rows", "type": "csv", "csv_file": "list.csv", "csv_url_column": "path", "csv_caption_column": "text", "caption_strategy": "csv"}
+
+    [problem] = problems(check(entry), "outside")
+
+    assert set(problem.files) == {"'../../etc/passwd'", "'/etc/\\x1b[31mx.png'"}
+    assert problem.message.startswith("2 rows skipped, outside: the row names a file outside")
+    assert "csv file" in problem.hint
+
+
 def test_only_the_datasets_that_are_named_are_examined(draw, check):
     draw("images/a.png")
 

@@ -41,7 +41,7 @@ def test_the_histogram_and_the_epoch_are_those_of_the_sampler(draw, check, probl
     assert [(str(row.size), row.images, row.batches, row.last_batch) for row in one.buckets] == [("40x24", 5, 3, 2), ("24x40", 1, 1, 2)]
     assert (one.figures["batches"], one.figures["partial_batches"], one.figures["draws"]) == (4, 2, 12)
     assert (report.totals["batches_per_epoch"], report.totals["steps_per_epoch"]) == (4, 2)
-    assert "1 of 2 buckets never fill a batch of 4" in problems(report, "lone bucket")[0].message
+    assert "1 of 2 buckets never fills a batch of 4" in problems(report, "lone bucket")[0].message
 
 
 def test_enlarged_cut_and_long_images_are_told_with_the_worst(draw, check, problems):

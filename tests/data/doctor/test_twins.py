@@ -6,7 +6,7 @@ import shutil
 
 from PIL import ImageOps
 
-from simpletuner.data.doctor.table import verdict
+from simpletuner.data.doctor.table import show, verdict
 from tests.builders.demonstration import landscape
 
 TRAIN = {"id": "train", "instance_data_dir": "train", "caption_strategy": "filename"}
@@ -26,11 +26,37 @@ def test_copies_in_one_dataset_name_each_other(draw, check, problems, workplace)
 
     report = check()
 
-    assert [problem.files for problem in problems(report, "exact duplicate")] == [("1.png", "z.png")]
-    assert [set(problem.files) for problem in problems(report, "near duplicate")] == [{"2.png", "y.jpg"}]
+    [exact], [near] = problems(report, "exact duplicate"), problems(report, "near duplicate")
+    assert (exact.files, exact.message, exact.examples) == (("1.png", "z.png"), "1 image and its exact copy", ("1.png = z.png",))
+    assert (set(near.files), near.message, near.examples) == ({"2.png", "y.jpg"}, "2 images nearly like another", ("2.png like y.jpg",))
     assert complaints(report, "set", "z.png") == ["exact duplicate: 1.png"]
     assert complaints(report, "set", "2.png") == ["near duplicate: y.jpg"]
     assert complaints(report, "set", "3.png") == []
+
+
+def test_copies_are_counted_apart_from_what_they_are_copies_of(draw, check, problems, workplace):
+    for number in range(2):
+        draw(f"images/{number}.png", 96, 64, seed=number)
+    for number, name in ((0, "x"), (0, "y"), (1, "z")):
+        shutil.copy(workplace / f"images/{number}.png", workplace / f"images/{name}.png")
+
+    [problem] = problems(check(), "exact duplicate")
+
+    assert problem.message == "2 images and their 3 exact copies"
+    assert problem.examples == ("0.png = x.png", "x.png = y.png", "1.png = z.png")
+
+
+def test_the_table_pairs_what_is_alike(draw, check, console, said, workplace):
+    draw("images/a.png", 96, 64, seed=1)
+    draw("images/b.png", 96, 64, seed=2)
+    ImageOps.mirror(landscape(96, 64, 1)).save(workplace / "images/z.png")
+    landscape(96, 64, 2).resize((192, 128)).save(workplace / "images/y.jpg", quality=90)
+
+    show(check(), console)
+
+    assert "4 images nearly like another (a.png like z.png (mirrored); b.png like y.jpg)" in said.getvalue().replace(
+        "b.png like y.jpg; a.png like z.png (mirrored)", "a.png like z.png (mirrored); b.png like y.jpg"
+    )
 
 
 def test_a_mirrored_copy_is_a_near_duplicate_and_says_so(draw, check, problems, workplace):
@@ -77,3 +103,28 @@ def test_a_folder_in_two_training_datasets_is_only_a_note(draw, check, problems)
 
     assert [(one.dataset, len(one.files), one.severity) for one in problems(report, "shared")] == [("train", 3, "note")]
     assert complaints(report, "again", "1.png") == ["shared: also train/1.png"]
+
+
+def test_four_datasets_over_one_folder_have_one_note_for_each_two_of_them(draw, check, problems, workplace):
+    for number in range(3):
+        draw(f"train/{number}.png", 96, 64, seed=number)
+    landscape(96, 64, 2).resize((192, 128)).save(workplace / "train/near.jpg", quality=90)
+
+    report = check(*({**TRAIN, "id": name, "resolution": size} for name, size in (("a", 32), ("b", 40), ("c", 48), ("d", 56))))
+
+    assert [(one.dataset, one.message) for one in problems(report, "shared")] == [
+        (one, f"4 images are also in dataset {other!r}") for one, other in ("ab", "ac", "ad", "bc", "bd", "cd")
+    ]
+    assert complaints(report, "d", "2.png") == ["near duplicate: near.jpg", "shared: also a/2.png", "shared: also b/2.png", "shared: also c/2.png"]
+
+
+def test_what_two_datasets_share_and_what_is_nearly_alike_stand_in_one_line(draw, check, problems, workplace):
+    for number in range(3):
+        draw(f"train/{number}.png", 96, 64, seed=number)
+    draw("other/0.png", 96, 64, seed=0)
+    landscape(96, 64, 1).resize((192, 128)).save(workplace / "other/near.jpg", quality=90)
+
+    report = check(TRAIN, {**HELD, "id": "other", "instance_data_dir": "other"})
+
+    assert [(one.dataset, one.message) for one in problems(report, "shared")] == [("train", "1 image is also in dataset 'other', and 1 nearly")]
+    assert complaints(report, "other", "near.jpg") == ["shared: nearly the same train/1.png"]

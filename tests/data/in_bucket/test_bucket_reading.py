@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from simpletuner.data import bucket_shelf, shard_writer
 from simpletuner.data.cache_export import export
 from simpletuner.data.cache_tools import cache_folders, check, find_unused, rewrite, survey, take_stock, to_rewrite
 from simpletuner.data.store import DamagedEntry, Store
+from simpletuner.errors import DatasetError
 from tests.builders.bucket_caches import fill, is_all_there, key, objects, requests_of, shards, wait_until
 from tests.builders.s3 import BUCKET, SECRET
 from tests.builders.shards import same, tensors
@@ -100,7 +102,7 @@ def test_a_check_reads_many_entries_at_once(machine, monkeypatch):
 
     assert check(place, take_stock(place), lambda count: None) == ([], {})
 
-    assert len(asked) <= 5  # the index, the header twice, and all entries together
+    assert len(asked) <= 5  # the index twice, the header twice, and all entries together
 
 
 def test_clearing_out_uploads_before_it_deletes(machine, client):
@@ -131,6 +133,19 @@ def test_an_export_from_a_bucket_is_read_without_us(machine, tmp_path):
     export(machine("two"), tmp_path / "to", take_stock(machine("two")), lambda count: None, is_one_file_each=False)
 
     assert json.loads((tmp_path / "to/index.json").read_text())["entries"].keys() == {key(number) for number in range(6)}
+
+
+def test_what_is_refused_for_its_size_is_let_go_of(machine, client):
+    client.put_object(Bucket=BUCKET, Key="vae/set/large", Body=bytes(1000))
+    bucket = bucket_shelf.Bucket(machine().options, "vae/set")
+    bodies: list[Any] = []
+    bucket._client.meta.events.register("after-call.s3.GetObject", lambda parsed, **_: bodies.append(parsed["Body"]))
+
+    with pytest.raises(DatasetError, match=r"large .* has 1,000 bytes or more"):
+        bucket.read("large", limit_bytes=1000)
+
+    assert [body._raw_stream.closed for body in bodies] == [True]
+    assert len(bucket.read("large", limit_bytes=1001)) == 1000
 
 
 def test_a_workplace_is_no_cache_folder(machine, tmp_path):

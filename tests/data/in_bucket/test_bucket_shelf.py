@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,122 @@ def test_a_fill_whose_upload_fails_says_so_at_its_end(machine, client):
         wait_until(lambda: (machine().workplace / ".copies").parent.exists() and "vae/set/about.txt" in objects(client))
         client.delete_object(Bucket=BUCKET, Key="vae/set/about.txt")
         client.delete_bucket(Bucket=BUCKET)
+
+
+def test_a_second_close_tries_again_what_the_first_could_not_upload(machine, client):
+    store = fill(machine(), range(5), closes=False)
+    client.delete_object(Bucket=BUCKET, Key="vae/set/about.txt")
+    client.delete_bucket(Bucket=BUCKET)
+    for _ in range(2):
+        with pytest.raises(DatasetError, match="there is no such bucket"):
+            store.close()
+    client.create_bucket(Bucket=BUCKET)
+
+    store.close()
+
+    assert len(shards(client)) == 1 and is_all_there(machine("two"), range(5))
+
+
+def test_close_raises_what_keeps_a_shard_from_being_sealed_and_tries_again(machine, client, monkeypatch):
+    store = fill(machine(), range(5), closes=False)
+
+    def refuse(*arguments):
+        raise OSError(5, os.strerror(5))
+
+    with monkeypatch.context() as patch, pytest.raises(DatasetError, match="cannot be used"):
+        patch.setattr(shard_writer, "seal", refuse)
+        store.close()
+    assert shards(client) == [] and is_all_there(machine(), range(5))
+
+    store.close()
+
+    assert len(shards(client)) == 1 and is_all_there(machine("two"), range(5))
+
+
+@pytest.fixture
+def held_elsewhere(machine, monkeypatch):
+    """A finished shard in the workplace that another process has locked to upload it."""
+    fcntl = pytest.importorskip("fcntl")
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_shelf.BucketShelf, "_upload_soon", lambda self, name: None)
+        fill(machine(), range(5))
+    [path] = machine().workplace.glob("shard-*.safetensors")
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def test_close_waits_for_a_shard_that_another_process_holds(machine, client, held_elsewhere):
+    store = Store(machine())
+    assert store.sweep() == 1
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    closing.join(1)
+    assert closing.is_alive() and shards(client) == []
+
+    held_elsewhere.close()  # that process was killed
+    closing.join(20)
+
+    assert not closing.is_alive() and len(shards(client)) == 1 and is_all_there(machine("two"), range(5))
+
+
+def test_close_says_when_another_process_never_lets_go_of_a_shard(machine, client, held_elsewhere, monkeypatch):
+    monkeypatch.setattr(bucket_shelf, "WAIT_SECONDS", 0.3)
+    store = Store(machine())
+    store.sweep()
+
+    with pytest.raises(DatasetError, match=r"another process holds .*shard-.* and has not uploaded it") as caught:
+        store.close()
+
+    assert "the next run on this machine uses it and uploads it" in str(caught.value.hint) and is_all_there(machine(), range(5))
+
+
+def test_a_shard_that_lies_in_the_bucket_is_not_uploaded_again(machine, client):
+    fill(machine(), range(5))
+    [copy], [name] = machine().workplace.glob(".copies/*"), shards(client)
+    before = client.head_object(Bucket=BUCKET, Key=name)["LastModified"]
+    data = copy.read_bytes()
+    copy.rename(machine().workplace / copy.name).write_bytes(data[:-9])  # as if killed behind the upload, by what harmed the disk too
+
+    store = Store(machine())
+    store.sweep()
+    store.close()
+
+    assert client.get_object(Bucket=BUCKET, Key=name)["Body"].read() == data
+    assert client.head_object(Bucket=BUCKET, Key=name)["LastModified"] == before
+    assert is_all_there(machine(), range(5)) and list(machine().workplace.glob("shard-*")) == []
+
+
+def test_copies_are_counted_once_and_not_for_each_shard(machine, monkeypatch):
+    counted: list[Path] = []
+    real = bucket_shelf.copied_bytes
+    monkeypatch.setattr(bucket_shelf, "copied_bytes", lambda root: counted.append(root) or real(root))
+    store = Store(machine())
+    for number in range(10):
+        store.put(key(number), tensors(number), {})
+        store.close()
+
+    assert len(counted) == 1 and len(list(machine().workplace.glob(".copies/*"))) == 10
+
+
+def test_copies_stay_within_their_room(machine):
+    sizes = [path.stat().st_size for path in fill(machine("one"), range(5)).place.workplace.glob(".copies/*")]
+    place = machine("two", copies_bytes=int(2.5 * sizes[0]))
+    for start in range(0, 20, 5):
+        fill(place, range(start, start + 5))
+
+    assert len(list(place.workplace.glob(".copies/*"))) == 2 and list(place.workplace.glob("shard-*")) == []
+    assert is_all_there(place, range(20))
+
+
+def test_a_copy_that_vanishes_while_copies_are_counted_keeps_no_shard_from_its_place(machine, client):
+    folder = machine().workplace / ".copies"
+    folder.mkdir(parents=True)
+    (folder / "shard-gone.safetensors").symlink_to(folder / "nowhere")  # listed, and not there when it is looked at
+
+    fill(machine(), range(5))
+
+    assert len(shards(client)) == 1 and list(machine().workplace.glob("shard-*")) == []
 
 
 FILL_DISK = """

@@ -1,0 +1,1 @@
+"""What other trainers were told, as a config of ours."""

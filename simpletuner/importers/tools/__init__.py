@@ -1,0 +1,1 @@
+"""One file for each trainer whose settings can be read."""

@@ -1,0 +1,110 @@
+"""Lumina Image 2.0: a flow-matching transformer that reads a Gemma's states, of a prompt that follows an instruction.
+
+Letters: B batch, C latent channels, h w latent pixels, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from simpletuner.errors import ConfigError
+from simpletuner.models.flow import flow_matching
+from simpletuner.models.text import TextEncoder, count_tokens, encode_both_ways
+from simpletuner.models.usual import UsualFamily, both_ways_inputs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from simpletuner.diffusion.flow import FlowMatching
+    from simpletuner.options.diffusion import Diffusion
+    from simpletuner.types import Batch, Noised
+
+TEXT_TOKENS = 256
+SHIFT = 6.0
+"""Of the sampler that the model was published with."""
+AXES_LENS = (300, 512, 512)
+"""Positions that the released model knows: of text, of rows, of columns."""
+
+
+class Lumina2(UsualFamily):
+    objective: ClassVar = "flow"
+    idle: ClassVar = {"distilled_guidance": "the model is not distilled from guidance"}
+    flavours: ClassVar = {"2.0": "Alpha-VLLM/Lumina-Image-2.0"}
+    defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
+    class_aliases: ClassVar = {
+        "Attention": ("Attention",),
+        "FeedForward": ("LuminaFeedForward",),
+        "TransformerBlock": ("Lumina2TransformerBlock",),
+    }
+    lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
+    parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
+    text_parts = (("text_encoder", "tokenizer"),)
+    pipeline_class = "Lumina2Pipeline"
+    denoiser_class = "Lumina2Transformer2DModel"
+    vae_has_shift = True
+
+    @property
+    def step_px(self) -> int:
+        return self.vae_stride * self._patch
+
+    @property
+    def longest_px(self) -> int:
+        return min(self.denoiser_config.get("axes_lens", AXES_LENS)[1:]) * self.step_px
+
+    # Text.
+
+    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
+        known = self.denoiser_config.get("axes_lens", AXES_LENS)[0] - 1  # the picture takes the position after the text
+        if self.text_tokens > known:
+            raise ConfigError(
+                f"tokenizer_max_length {self.text_tokens} is too long for {self.source_name()}: it knows positions of {known} tokens",
+                hint=f"Leave tokenizer_max_length out, or set it to {known} at most.",
+            )
+        return super().load_text_encoders(device, dtype)
+
+    def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`prompt` (B, T, D) and `mask` (B, T) after the pipeline's instruction to the Gemma; `negative` and `negative_mask` without it."""
+        import diffusers
+
+        return encode_both_ways(diffusers.Lumina2Pipeline, encoders[0], prompts, self.text_tokens)
+
+    def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
+        import diffusers
+
+        pipeline: Any = diffusers.Lumina2Pipeline(*[None] * 5)
+        return count_tokens(encoders[0].tokenizer, [f"{pipeline.system_prompt} <Prompt Start> {prompt}" for prompt in prompts])
+
+    @property
+    def text_tokens(self) -> int:
+        return self.options.tokenizer_max_length or TEXT_TOKENS
+
+    # Training.
+
+    def process(self, options: Diffusion) -> FlowMatching:
+        return flow_matching(options, SHIFT)
+
+    def tokens(self, latents: Tensor) -> int:
+        return int((latents.shape[-2] // self._patch) * (latents.shape[-1] // self._patch))
+
+    def predict(self, denoiser: nn.Module, noised: Noised, batch: Batch) -> Tensor:
+        """The velocity noise - latents, (B, C, h, w)."""
+        device, dtype = noised.latents.device, next(denoiser.parameters()).dtype
+        velocity: Tensor = denoiser(
+            hidden_states=noised.latents.to(dtype),  # (B, C, h, w)
+            timestep=1 - noised.time,  # (B,); this model has noise at 0 and data at 1, and the velocity the other way round
+            encoder_hidden_states=batch.text["prompt"].to(device, dtype),  # (B, T, D)
+            encoder_attention_mask=batch.text["mask"].to(device),  # (B, T)
+            return_dict=False,
+        )[0]
+        return -velocity
+
+    # Looking.
+
+    def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+        return both_ways_inputs(text, negative)
+
+    @property
+    def _patch(self) -> int:
+        return int(self.denoiser_config.get("patch_size", 2))
