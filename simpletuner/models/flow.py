@@ -33,12 +33,13 @@ def flow_matching(options: Diffusion, shift: float, guidance: float | None = Non
     elif options.flow_custom_timesteps:
         times = Listed(tuple(options.flow_custom_timesteps))
     wanted = shift if options.flow_schedule_shift is None else options.flow_schedule_shift
-    if options.flow_custom_timesteps:
+    is_listed = isinstance(times, Listed)
+    if is_listed:  # these are meant as they stand
         wanted = 1.0
     most = None
     if guidance is not None and options.distilled_guidance_mode == "random-range":
         guidance, most = options.distilled_guidance_min, options.distilled_guidance_max
-    return FlowMatching(times, None if options.flow_schedule_auto_shift and not options.flow_custom_timesteps else wanted, guidance, most)
+    return FlowMatching(times, None if options.flow_schedule_auto_shift and not is_listed else wanted, guidance, most)
 
 
 def pack(latents: Tensor) -> Tensor:

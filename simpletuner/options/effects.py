@@ -49,7 +49,11 @@ IDLE = [
         ),
         "noise levels are drawn from another distribution",
     ),
-    Idle("flow_schedule_shift flow_schedule_auto_shift", lambda c: bool(c.diffusion.flow_custom_timesteps), "flow_custom_timesteps are not shifted"),
+    Idle(
+        "flow_schedule_shift flow_schedule_auto_shift",
+        lambda c: bool(c.diffusion.flow_custom_timesteps or c.diffusion.flux_fast_schedule),
+        "listed noise levels are not shifted",
+    ),
     Idle("distilled_guidance", lambda c: c.diffusion.distilled_guidance_mode != "constant", "distilled_guidance_mode is random-range"),
     Idle(
         "distilled_guidance_min distilled_guidance_max",

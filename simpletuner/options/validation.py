@@ -57,7 +57,7 @@ class Validation(Section):
     num_eval_images: int = option(4, ge=1)
     """Held-out pictures of each dataset that are looked at: always the same ones."""
 
-    eval_timesteps: int = option(28, ge=1, advanced=True)
+    eval_timesteps: int = option(28, ge=1, le=500, advanced=True)
     """Noise levels, spread evenly from data to noise, at which each of them is looked at."""
 
     eval_dataset_id: str | None = option(None, advanced=True)

@@ -154,7 +154,8 @@ class Evaluator:
         return losses
 
     def _keep(self, step: int, values: Mapping[str, float]) -> None:
-        self._write(self._file, [*(row for row in self._rows() if row["step"] != step), {"step": step, **values}])
+        rows = [*(row for row in self._rows() if row["step"] != step), {"step": step, **values}]
+        self._write(self._file, sorted(rows, key=lambda row: row["step"]))
 
     def _rows(self) -> list[dict[str, float]]:
         """What was found so far; a last line that a power failure cut short is left out."""

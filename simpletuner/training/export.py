@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,31 +53,49 @@ class Checked:
         return f"{self.reader} reads {self.layers} layers, {keys}; {self.comparison.said()}"
 
 
-def export(finished: Finished, layout: str, file: Path, checks: bool, console: Console) -> None:
-    """Write an adapter to `file` in a layout of `FORMATS`.
+def export(finished: Finished, layout: str, file: Path, checks: bool, console: Console, *, overwrites: bool = False) -> None:
+    """Write an adapter to `file` in a layout of `FORMATS`; the file appears when it is whole, and checked.
 
     Args:
-        checks: whether to read it back; a file that its reader does not understand is then deleted again.
+        checks: whether to read it back; a file that its reader does not understand never gets its name.
+        overwrites: take the place of a file of that name.
 
     Raises:
-        ConfigError: the layout cannot hold this adapter.
+        ConfigError: the layout cannot hold this adapter, or there is such a file.
         SimpleTunerError: the check failed.
     """
     if file.resolve() == finished.file.resolve():
         raise ConfigError(f"{file} is the adapter itself", hint="Give another --output.")
+    if file.exists() and not overwrites:
+        raise ConfigError(f"{file} is there already", hint="Give another --output, or --overwrite.")
     writer = importlib.import_module(f"simpletuner.adapters.formats.{layout}")
     tensors: Mapping[str, Tensor] = writer.write(finished.changes, finished.layout)
+    if layout == "comfyui" and (doubtful := computed_otherwise(finished.changes)):
+        console.say(
+            f"note: ComfyUI may compute {', '.join(doubtful)} otherwise than the LyCORIS library, by whose formulas --check goes: see docs/exports.md"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
-    weights.write(file, tensors, {**header(finished.metadata(), finished.changes, layout), **_peft(finished, layout)})
-    console.say(f"{file}: {len(finished.changes)} layers, {len(tensors)} tensors, {file.stat().st_size / 1e6:.1f} MB")
-    if checks:
-        checked = check(finished, layout, file)
-        console.say(checked.said())
-        if not checked.is_good:
-            file.unlink()
-            raise SimpleTunerError(
-                f"{file} is not what was trained to {checked.reader}, and was deleted", hint="Use another format; and please report this."
-            )
+    staged = file.with_name(f".{file.stem}.{os.getpid()}.safetensors")  # its readers go by the suffix
+    try:
+        weights.write(staged, tensors, {**header(finished.metadata(), finished.changes, layout), **_peft(finished, layout)})
+        size = staged.stat().st_size
+        if checks:
+            checked = check(finished, layout, staged)
+            console.say(checked.said())
+            if not checked.is_good:
+                raise SimpleTunerError(
+                    f"{file} would not be what was trained to {checked.reader}, and was not kept", hint="Use another format; and please report this."
+                )
+        os.replace(staged, file)
+    finally:
+        staged.unlink(missing_ok=True)
+    console.say(f"{file}: {len(finished.changes)} layers, {len(tensors)} tensors, {size / 1e6:.1f} MB")
+
+
+def computed_otherwise(changes: Changes) -> list[str]:
+    """Kinds of changes in an adapter of which ComfyUI's arithmetic is not surely the library's."""
+    found = {algorithm_of(parts) for parts in changes.values()} & {"glora", "oft", "full"}
+    return sorted(found | ({"DoRA"} if any("dora_scale" in parts for parts in changes.values()) else set()))
 
 
 def header(said: Mapping[str, str], changes: Changes, layout: str) -> dict[str, str]:

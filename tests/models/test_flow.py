@@ -20,7 +20,7 @@ from simpletuner.options.diffusion import Diffusion
         ({"flow_schedule_auto_shift": True, "flow_schedule_shift": 1.5}, FlowMatching(LogitNormal(), None)),
         ({"flow_use_uniform_schedule": True}, FlowMatching(Uniform(), 3.0)),
         ({"flow_use_beta_schedule": True, "flow_beta_schedule_alpha": 4}, FlowMatching(Beta(4.0, 2.0), 3.0)),
-        ({"flux_fast_schedule": True}, FlowMatching(FAST, 3.0)),
+        ({"flux_fast_schedule": True, "flow_schedule_auto_shift": True}, FlowMatching(FAST, 1.0)),
         ({"flow_custom_timesteps": [500, 900], "flow_schedule_auto_shift": True}, FlowMatching(Listed((0.5, 0.9)), 1.0)),
     ],
 )

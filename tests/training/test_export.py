@@ -170,15 +170,21 @@ def test_layers_of_text_encoders_are_refused_by_name(tmp_path):
         read_changes(tmp_path / "file.safetensors", finished.layout, "U-Net")
 
 
-def test_a_check_that_finds_another_function_deletes_the_file_and_fails(tmp_path):
+def test_a_check_that_finds_another_function_keeps_no_file_and_fails(tmp_path):
     finished = finished_of(tmp_path / "run", "sd1x", **KINDS["lora"])
     parts = {layer: {**parts, "lora_up.weight": parts["lora_up.weight"] * 1.5} for layer, parts in finished.changes.items()}
     wrong = Finished(finished.path, finished.config, finished.family, finished.layout, parts, finished.adapter)
 
-    with pytest.raises(SimpleTunerError, match="is not what was trained"):
+    (tmp_path / "there.safetensors").write_bytes(b"another's")
+    with pytest.raises(SimpleTunerError, match="would not be what was trained"):
         export(wrong, "kohya", tmp_path / "file.safetensors", checks=True, console=Silent())
+    with pytest.raises(SimpleTunerError, match="would not be what was trained"):
+        export(wrong, "kohya", tmp_path / "there.safetensors", checks=True, console=Silent(), overwrites=True)
+    with pytest.raises(ConfigError, match="is there already"):
+        export(finished, "kohya", tmp_path / "there.safetensors", checks=False, console=Silent())
 
-    assert not (tmp_path / "file.safetensors").exists()
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["there.safetensors"] and not list(tmp_path.glob(".*.safetensors"))
+    assert (tmp_path / "there.safetensors").read_bytes() == b"another's"
 
 
 def test_a_check_names_keys_that_its_reader_does_not_know_and_layers_that_it_misses(tmp_path):

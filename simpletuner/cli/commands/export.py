@@ -17,7 +17,7 @@ help = "write an adapter for ComfyUI, kohya's scripts, diffusers or LyCORIS"
 example = "simpletuner export --format comfyui --check output/my-lora"
 
 FORMATS = ("diffusers", "kohya", "comfyui", "lycoris")
-SWITCHES = ("format", "output", "check", "debug")
+SWITCHES = ("format", "output", "check", "overwrite", "debug")
 EPILOG = """\
 formats:
   diffusers   pipeline.load_lora_weights, PEFT; plain LoRA alone
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="read the file back as its reader does, and compare a denoiser call with the trained model's"
     )
+    parser.add_argument("--overwrite", action="store_true", help="take the place of a file of that name")
     parser.set_defaults(flags=[])
     parser.epilog = EPILOG
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or folder / f"{name}-{args.format}.safetensors"
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {output} is to be a .safetensors file", hint=f"Say --output {output}.safetensors.")
-    export(finished, args.format, output, args.check, Console())
+    export(finished, args.format, output, args.check, Console(), overwrites=args.overwrite)
     return 0
 
 
