@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from simpletuner.options.option import REQUIRED, Section, option
@@ -57,3 +58,11 @@ class Models(Section):
 
     tokenizer_max_length: int | None = option(None, ge=1, advanced=True)
     """Text tokens that a caption is cut or filled to; the family's own number if not given."""
+
+    def at_folder(self, folder: Path) -> Models:
+        """The same with a folder as the whole model, of which nothing is replaced or random."""
+        replaced = {f"pretrained_{part}_model_name_or_path" for part in ("transformer", "unet", "vae")}
+        beside = {"model_flavour", "pretrained_transformer_subfolder", "pretrained_unet_subfolder", "single_file_base_model", "revision", "variant"}
+        return self.model_copy(
+            update={**dict.fromkeys((*replaced, *beside)), "pretrained_model_name_or_path": str(folder), "model_init": "pretrained"}
+        )

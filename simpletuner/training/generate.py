@@ -118,17 +118,7 @@ def with_trained_model(wish: Wish) -> TrainConfig:
     config, pipeline = wish.config, pipeline_of(wish.trained)
     if pipeline is None:
         return config
-    models = config.models.model_copy(
-        update={
-            "model_flavour": None,
-            "pretrained_model_name_or_path": str(pipeline),
-            "model_init": "pretrained",
-            **{f"pretrained_{part}_model_name_or_path": None for part in ("transformer", "unet", "vae")},
-            **{f"pretrained_{part}_subfolder": None for part in ("transformer", "unet")},
-            **dict.fromkeys(("single_file_base_model", "revision", "variant")),
-        }
-    )
-    return config.model_copy(update={"models": models})
+    return config.model_copy(update={"models": config.models.at_folder(pipeline)})
 
 
 def pipeline_of(trained: Trained | None) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -47,7 +46,8 @@ def merge_full(path: Path, config: TrainConfig, folder: Path, dtype: str, consol
     """Write a pipeline around a denoiser of which all weights were trained, from a checkpoint or a run's own pipeline."""
     family = build_family(config)
     if (path / "pipeline").is_dir():
-        shutil.copytree(path / "pipeline", folder)
+        family = type(family)(config.models.at_folder(path / "pipeline"))
+        denoiser = family.load_denoiser(torch.float32, 0)
     else:
         adapter = build_adapter(config, family)
         if not adapter.trains_base:
@@ -55,20 +55,10 @@ def merge_full(path: Path, config: TrainConfig, folder: Path, dtype: str, consol
         denoiser = family.load_denoiser(torch.float32, seed_from("model", config.training.seed))
         adapter.attach(denoiser)
         adapter.load(path)
-        family.save_pipeline(denoiser.to(DTYPES[dtype]), folder)
+    family.save_pipeline(denoiser.to(DTYPES[dtype]), folder)
     console.say(f"{folder} is a whole pipeline")
 
 
 def _read_back(family: ModelFamily, folder: Path) -> nn.Module:
     """The denoiser as a pipeline in `folder` has it, in float32."""
-    options = family.options.model_copy(
-        update={
-            "model_flavour": None,
-            "pretrained_model_name_or_path": str(folder),
-            "model_init": "pretrained",
-            **{f"pretrained_{part}_{end}": None for part in ("transformer", "unet") for end in ("model_name_or_path", "subfolder")},
-            "revision": None,
-            "variant": None,
-        }
-    )
-    return type(family)(options).load_denoiser(torch.float32, 0)
+    return type(family)(family.options.at_folder(folder)).load_denoiser(torch.float32, 0)

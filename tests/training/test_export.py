@@ -16,10 +16,14 @@ from simpletuner.adapters.key_maps import Layout
 from simpletuner.adapters.reading import read_changes
 from simpletuner.cli.main import main
 from simpletuner.errors import ConfigError, SimpleTunerError
+from simpletuner.options.load import load_config
+from simpletuner.options.sources import Setting
 from simpletuner.training.export import FORMATS, check, export
 from simpletuner.training.finished import Finished, open_finished
+from simpletuner.training.merge import merge_full
 from simpletuner.training.probe import make_probe
 from tests.builders.finished import write_finished
+from tests.builders.stable_diffusion import build_tiny_sd1
 from tests.training.families import TINY, family, model, pipeline_of
 
 PRESET = {"target_module": ["Attention", "FeedForward"]}
@@ -273,3 +277,18 @@ def test_the_command_says_what_it_lacks(tmp_path, capfd):
     (tmp_path / "empty").mkdir()
     assert main(["export", "--format", "kohya", str(tmp_path / "empty")]) == 2
     assert "no whole checkpoint" in capfd.readouterr().err
+
+
+def test_a_finished_pipeline_is_merged_in_the_precision_that_is_asked_for(tmp_path, capfd):
+    build_tiny_sd1(tmp_path / "run" / "pipeline")
+    config = load_config([Setting("model_family", "sd1x", "a test")], lambda name, flavour: {}).config
+
+    for dtype in ("float32", "bfloat16"):
+        merge_full(tmp_path / "run", config, tmp_path / dtype, dtype, Silent())
+
+    whole = load_file(tmp_path / "run/pipeline/unet/diffusion_pytorch_model.safetensors")
+    same = load_file(tmp_path / "float32/unet/diffusion_pytorch_model.safetensors")
+    half = load_file(tmp_path / "bfloat16/unet/diffusion_pytorch_model.safetensors")
+    assert whole.keys() == same.keys() == half.keys() and all(torch.equal(whole[name], same[name]) for name in whole)
+    assert all(torch.equal(whole[name].bfloat16(), half[name]) for name in whole)
+    assert (tmp_path / "bfloat16/vae/config.json").is_file() and (tmp_path / "bfloat16/model_index.json").is_file()
