@@ -21,6 +21,7 @@ from simpletuner.errors import DatasetError, MemoryLimitError
 from simpletuner.types import Crop, Geometry, Sample, Size
 from tests.builders.images import MadeImages
 from tests.builders.shards import damage_entries
+from tests.builders.syncs import replace_fsync
 
 WIDE, TALL = Size(24, 16), Size(16, 24)
 
@@ -179,7 +180,7 @@ def test_on_demand_entries_are_made_at_the_first_reading_and_kept(tmp_path):
     latents = cache(Store(tmp_path), vae, is_ondemand=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+        replace_fsync(patch, lambda descriptor: synced.append(descriptor))
         first = latents.read_batch([sample(0), sample(1), sample(2)])
     second = latents.read_batch([sample(0), sample(1), sample(2)])
 
@@ -281,7 +282,7 @@ def test_a_full_disk_stops_the_fill_and_keeps_what_was_made(tmp_path, monkeypatc
         written.append(descriptor)
         real_fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    replace_fsync(monkeypatch, fsync)
     latents = cache(Store(tmp_path), Vae(), batch_size=2)
 
     with pytest.raises(MemoryLimitError, match=r"its \d+ finished entries are kept") as refused:

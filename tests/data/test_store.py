@@ -15,6 +15,7 @@ from simpletuner.data import shard_writer
 from simpletuner.data.store import DamagedEntry, Store, key_of
 from simpletuner.errors import DatasetError, MemoryLimitError
 from tests.builders.shards import damage_entries, filled, flip, places_in, readable, same, shards_in, tensors
+from tests.builders.syncs import replace_fsync
 
 KEY = key_of(name="an entry")
 
@@ -209,7 +210,7 @@ def test_a_disk_that_fails_while_it_syncs_names_the_folder_and_keeps_what_was_wr
     store.put(KEY, tensors(), {})
 
     with monkeypatch.context() as patch, pytest.raises(MemoryLimitError) as refused:
-        patch.setattr(os, "fsync", fsync)
+        replace_fsync(patch, fsync)
         store.put(key_of(name="one too many"), tensors(), {})
 
     assert str(tmp_path) in refused.value.message and "its 1 finished" in refused.value.message

@@ -13,6 +13,7 @@ from simpletuner.data.store import Store, key_of
 from simpletuner.data.write_behind import WriteBehind
 from simpletuner.errors import MemoryLimitError
 from tests.builders.shards import shards_in
+from tests.builders.syncs import replace_fsync
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -23,7 +24,7 @@ def fill_the_disk(monkeypatch):
     def fsync(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    replace_fsync(monkeypatch, fsync)
 
 
 def test_it_does_not_wait_for_the_disk_until_too_much_is_waiting(tmp_path, monkeypatch):
@@ -48,7 +49,7 @@ def test_it_does_not_wait_for_the_disk_until_too_much_is_waiting(tmp_path, monke
 def test_what_waits_is_written_together_and_sealed_at_the_end(tmp_path, monkeypatch):
     syncs: list[int] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (syncs.append(descriptor), real(descriptor)))
+    replace_fsync(monkeypatch, lambda descriptor: (syncs.append(descriptor), real(descriptor)))
     one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
 
     with WriteBehind(ahead=100) as writer:

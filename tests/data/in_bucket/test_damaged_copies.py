@@ -17,6 +17,7 @@ from simpletuner.data.store import DamagedEntry, Store
 from tests.builders.bucket_caches import fill, is_all_there, key, shards, wait_until
 from tests.builders.s3 import BUCKET
 from tests.builders.shards import same, tensors
+from tests.builders.syncs import replace_fsync
 
 COUNT = 12
 
@@ -122,7 +123,7 @@ def test_a_fetched_copy_is_on_the_disk_before_it_has_its_name(machine, monkeypat
     fill(machine("one"), range(COUNT))
     done: list[str] = []
     real_sync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (done.append(f"fsync {os.fstat(file).st_size}"), real_sync(file))[1])
+    replace_fsync(monkeypatch, lambda file: (done.append(f"fsync {os.fstat(file).st_size}"), real_sync(file))[1])
     monkeypatch.setattr(bucket_shelf.os, "replace", lambda old, new: (done.append("replace"), real_replace(old, new))[1])
 
     Store(machine("two")).get(key(0))
