@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Makes the environment once, then runs the linters, the type checker and the tests, on two processes: [TEST_WORKERS=n] ./test.sh [options of pytest].
+# Makes the environment once, then runs the linters, the type checker and the tests, on two processes:
+#   [TEST_WORKERS=n] [SLOW_TESTS=1] ./test.sh [options of pytest]
+# Tests that take more than ten seconds each are run where SLOW_TESTS is set, as CI does.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/scripts/environment.sh"
@@ -11,4 +13,4 @@ bin="$here/.venv/bin"
 "$bin/python" -m mypy
 # The models of the tests are tiny: a second thread gains nothing, and beside other work on the machine it waits for ages.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$bin/python" -m pytest -n "${TEST_WORKERS:-2}" --dist loadscope "$@"
+exec "$bin/python" -m pytest -n "${TEST_WORKERS:-2}" --dist loadscope ${SLOW_TESTS:+-m "slow or not slow"} "$@"

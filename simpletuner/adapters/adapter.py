@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from simpletuner.options.adapters import Adapters
@@ -31,6 +32,10 @@ class Targets:
     """The layout of the model's makers, by its name in `key_maps`; None where it is not known."""
     presets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Sets of suffixes that users may choose by a name."""
+    pipeline_loads_lora: bool = True
+    """Whether the pipeline of diffusers has `load_lora_weights`."""
+    text: tuple[Targets, ...] = ()
+    """What there is to say of the text encoders that a LoRA can be put on as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +55,9 @@ class Adapter(ABC):
     """Trainable weights on a frozen denoiser, or the denoiser's own weights (`full`).
 
     Built early: the constructor reads the adapter's own file and refuses what is wrong with it, without loading
-    anything. Attached once, after the base is loaded, quantised and on its device, and before the optimizer is
-    built. Its parameters are float32 whatever the base's precision, and live where the module they adapt lives.
+    anything. Attached once, after the base is loaded in its final precision, and before its blocks are given their
+    places and the optimizer is built. Its parameters are float32 whatever the base's precision, and are made where
+    the module they adapt rests; `to` brings them to where it computes.
     """
 
     trains_base: ClassVar[bool] = False
@@ -71,9 +77,30 @@ class Adapter(ABC):
                 precision does not carry what was asked.
         """
 
+    def attach_text(self, networks: Mapping[str, nn.Module]) -> None:
+        """Freeze networks in text encoders and put the adapter on them too; asked of kinds that adapt them, before `attach`.
+
+        Args:
+            networks: by the folders of `targets.text`.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by stable names, in a stable order."""
+
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of them on text encoders, which have a learning rate of their own."""
+        return {}
+
+    def at_share(self, share: float) -> None:  # noqa: B027
+        """Prepare for an optimizer step that begins at this share of the run, 0 to 1: what is not to learn any more is frozen.
+
+        Most kinds learn throughout.
+        """
+
+    def to(self, device: torch.device) -> None:  # noqa: B027
+        """Move what was made where the layers it is for rest, to where they compute. What lies inside the denoiser moves with it."""
 
     @abstractmethod
     def set_strength(self, strength: float) -> None:
@@ -128,4 +155,6 @@ class Adapter(ABC):
 
 def kind_of(options: Adapters) -> str:
     """Name the file in `adapters/kinds` that these options ask for."""
-    return "full" if options.model_type == "full" else options.lora_type
+    if options.model_type == "full":
+        return "full"
+    return "with_text" if options.train_text_encoder else options.lora_type

@@ -53,5 +53,8 @@ def _change(modules: list[Any], parts: Parts) -> None:
     after = changed_weight(weight, parts)
     for module, rows in zip(modules, after.split([module.weight.shape[0] for module in modules])):
         module.weight.data.copy_(rows)
-    if "diff_b" in parts and len(modules) == 1 and modules[0].bias is not None:
-        modules[0].bias.data.copy_(changed_bias(modules[0].bias.data, parts))
+    if "diff_b" in parts and all(module.bias is not None for module in modules):
+        bias = changed_bias(torch.cat([module.bias.data for module in modules]), parts)
+        assert bias is not None
+        for module, rows in zip(modules, bias.split([module.weight.shape[0] for module in modules])):
+            module.bias.data.copy_(rows)

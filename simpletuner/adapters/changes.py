@@ -9,7 +9,8 @@ Letters: O outputs and I inputs of a layer (of a convolution: channels, then ker
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ SPELLINGS = {
     "lora_B.weight": "lora_up.weight",
     "lora.down.weight": "lora_down.weight",
     "lora.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight",
+    "lora_linear_layer.up.weight": "lora_up.weight",
     "lora_A.default.weight": "lora_down.weight",
     "lora_B.default.weight": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale",
@@ -70,6 +73,32 @@ def scale_of(parts: Parts) -> float:
     return float(parts["alpha"]) / rank if rank and "alpha" in parts else 1.0
 
 
+def is_by_inputs(parts: Parts) -> bool:
+    """Whether DoRA's lengths are of the weight's columns, (1, I, ...), as the library has them with `wd_on_out` false; else they are of its rows."""
+    lengths = parts.get("dora_scale")
+    return lengths is not None and lengths.dim() > 1 and lengths.shape[0] == 1 and lengths.numel() > 1
+
+
+def change_shape(parts: Parts, shape: Sequence[int]) -> tuple[int, int]:
+    """The shape of the change that these tensors give, (O, I times the kernel); computed without numbers.
+
+    Args:
+        shape: of the layer's weight, for algorithms that change whatever there is.
+
+    Raises:
+        RuntimeError, KeyError: the tensors do not fit each other, or one is lacking.
+    """
+    algorithm, inputs = algorithm_of(parts), math.prod(shape[1:])
+    if algorithm == "oft":
+        return parts["oft_blocks"].shape[-3] * parts["oft_blocks"].shape[-2], inputs
+    if algorithm == "ia3":
+        count = parts["weight"].numel()
+        return (shape[0], count * math.prod(shape[2:])) if bool(parts["on_input"]) else (count, inputs)
+    empty = {name: torch.empty(value.shape, device="meta") for name, value in parts.items()}
+    rows, columns = _DELTAS[algorithm](empty, torch.empty(tuple(shape), device="meta")).flatten(1).shape
+    return rows, columns
+
+
 def changed_weight(weight: Tensor, parts: Parts) -> Tensor:
     """The weight of a layer, (O, I, ...), as the adapter at strength 1 makes it, in float32."""
     before, tensors = weight.float(), {name: value.float() for name, value in parts.items()}
@@ -81,7 +110,9 @@ def changed_weight(weight: Tensor, parts: Parts) -> Tensor:
         return before * (scale.reshape(-1, *(1 for _ in before.shape[2:])) if bool(parts["on_input"]) else _over_rows(scale, before))
     after = before + scale_of(parts) * _DELTAS[algorithm](tensors, before).reshape(before.shape)
     if "dora_scale" in parts:
-        after = after * _over_rows(tensors["dora_scale"], after) / _over_rows(_row_norms(after), after)
+        side = 1 if is_by_inputs(parts) else 0
+        turned, lengths = after.transpose(0, side), tensors["dora_scale"]
+        after = (turned * _over_rows(lengths, turned) / _over_rows(_row_norms(turned), turned)).transpose(0, side)
     return after
 
 
@@ -130,14 +161,18 @@ def _glora(t: Parts, weight: Tensor) -> Tensor:
 
 def _tlora(t: Parts, weight: Tensor) -> Tensor:
     """P diag(lambda) Q of all ranks, less what it was at the start: the weight's own largest singular directions."""
-    rank = t["q_layer.weight"].shape[0]
+    p, values, q = tlora_start(weight, t["q_layer.weight"].shape[0])
+    return (t["p_layer.weight"].flatten(1) * t["lambda_layer"]) @ t["q_layer.weight"].flatten(1) - (p * values) @ q
+
+
+def tlora_start(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a T-LoRA of a weight starts from: P (O, r), the diagonal (r,) and Q (r, I) of the weight's largest singular directions."""
     u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    start = (u[:, :rank] * s[:rank]) @ vh[:rank]
-    return (t["p_layer.weight"].flatten(1) * t["lambda_layer"]) @ t["q_layer.weight"].flatten(1) - start
+    return u[:, :rank], s[:rank], vh[:rank]
 
 
 def _full(t: Parts, weight: Tensor) -> Tensor:
-    return t["diff"]
+    return t["diff"] if "diff" in t else torch.zeros_like(weight)  # of the bias alone
 
 
 _DELTAS = {"lora": _lora, "loha": _loha, "lokr": _lokr, "glora": _glora, "tlora": _tlora, "full": _full}

@@ -8,11 +8,11 @@ tests run against them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from simpletuner.adapters.original_names import COMFYUI_PREFIXES, REORDERED, TABLES, UNETS
+from simpletuner.adapters.original_names import COMFYUI_PREFIXES, KOHYA_BY_DIFFUSERS, REORDERED, TABLES, TEXT_PREFIXES, UNCHANGED, UNETS
 from simpletuner.errors import ConfigError
 
 Names = dict[str, tuple[str, ...]]
@@ -21,18 +21,25 @@ Names = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Layout:
-    """What the formats need to know of a denoiser."""
+    """What the formats need to know of a denoiser, or of the network in a text encoder that has its layers."""
 
     folder: str
-    """Its name in diffusers layout: transformer or unet."""
+    """Its place in diffusers layout: transformer, unet, or text_encoder.text_model."""
     original: str | None
     """The row of `original_names.TABLES`, or the kind of U-Net; None where no original layout is known."""
     shapes: Mapping[str, tuple[int, ...]]
     """The shape of the weight of every Linear and Conv."""
 
+    @property
+    def part(self) -> str:
+        """The part of the pipeline that it is, or lies in."""
+        return self.folder.partition(".")[0]
+
     @cached_property
     def originals(self) -> Names:
         """Names of the original layout. Layers that lie there in another order are left out."""
+        if self.original in UNCHANGED:
+            return {layer: (layer,) for layer in self.shapes}
         pairs = self._unet_pairs() if self.original in UNETS else self._table_pairs()
         names: dict[str, list[str]] = {}
         for layer, name in pairs:
@@ -52,6 +59,12 @@ class Layout:
         """How many rows each of these layers has in the weight that they make up together."""
         return [self.shapes[layer][0] for layer in layers]
 
+    def is_reordered(self, layer: str) -> bool:
+        """Whether a layer's rows are a shift and a scale in the original layout, and a scale and a shift here."""
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", layer, count=1)
+        is_marked = any(name in (pattern, layer) and original.startswith(REORDERED) for name, original in TABLES.get(self.original or "", ()))
+        return is_marked and self.shapes[layer][0] == 2 * self.shapes[layer][1]
+
     def _table_pairs(self) -> list[tuple[str, str]]:
         """Layers and their names, parts of a fused one in their order."""
         rows = TABLES.get(self.original or "", ())
@@ -60,8 +73,8 @@ class Layout:
             number = (re.findall(r"(?<=\.)\d+(?=\.)", layer) or [""])[0]
             pattern = layer.replace(f".{number}.", ".*.", 1) if number else layer
             for position, (name, original) in enumerate(rows):
-                if name in (pattern, layer) and not original.startswith(REORDERED):
-                    found.append((int(number or 0), position, layer, original.replace("*", number)))
+                if name in (pattern, layer) and not self.is_reordered(layer):
+                    found.append((int(number or 0), position, layer, original.removeprefix(REORDERED).replace("*", number)))
                     break
         return [(layer, original) for _, _, layer, original in sorted(found)]
 
@@ -72,9 +85,11 @@ class Layout:
 
 
 def kohya_names(layout: Layout) -> Names:
-    """Names of kohya's scripts: of the original layout, but for Stable Diffusion 1 and 2, whose U-Net they take from diffusers."""
+    """Names of kohya's scripts (sd-scripts and musubi-tuner, 2026): of the original layout, or where they took the model from it, of diffusers."""
     check_known(layout, "kohya")
-    if layout.original == "sd":
+    if layout.original in TEXT_PREFIXES:
+        return _text_names(layout, TEXT_PREFIXES[layout.original][:1])
+    if layout.original in KOHYA_BY_DIFFUSERS:
         return {f"lora_unet_{underscored(layer)}": (layer,) for layer in layout.shapes}
     return {f"lora_unet_{underscored(name)}": layers for name, layers in layout.originals.items()}
 
@@ -85,12 +100,14 @@ def comfyui_names(layout: Layout) -> Names:
     A layer that is fused or reordered in the original is found by its name in diffusers: ComfyUI changes only its rows.
     """
     check_known(layout, "comfyui")
+    if layout.original in TEXT_PREFIXES:
+        return {**_text_names(layout, TEXT_PREFIXES[layout.original]), **diffusers_names(layout)}
     names: Names = {}
     for name, layers in layout.originals.items():
         names[f"diffusion_model.{name}"] = names[f"lora_unet_{underscored(name)}"] = layers
     for prefix in COMFYUI_PREFIXES[layout.original or ""]:
         for layer in layout.shapes:
-            if layer in layout.places or _is_reordered(layout, layer):
+            if layer in layout.places or layout.is_reordered(layer):
                 names[prefix + (underscored(layer) if prefix.endswith("_") else layer)] = (layer,)
     return names
 
@@ -103,6 +120,21 @@ def diffusers_names(layout: Layout) -> Names:
 def lycoris_names(layout: Layout) -> Names:
     """Names that the LyCORIS library gives when it wraps the model of diffusers."""
     return {f"lycoris_{underscored(layer)}": (layer,) for layer in layout.shapes}
+
+
+def all_text_names(layout: Layout) -> Names:
+    """Every name by which a file from elsewhere may mean a layer of this text encoder."""
+    assert layout.original in TEXT_PREFIXES
+    inside = layout.folder.partition(".")[2]
+    # Since transformers 5 some encoders are what lay inside them before, and files that were written so have no word for it.
+    prefixes = (f"{layout.part}.", f"{layout.part}.base_model.model.", f"{layout.part}.base_model.model.{inside}.")
+    found = {prefix + layer: (layer,) for prefix in prefixes for layer in layout.shapes}
+    return {**found, **_text_names(layout, TEXT_PREFIXES[layout.original]), **diffusers_names(layout)}
+
+
+def _text_names(layout: Layout, prefixes: Sequence[str]) -> Names:
+    inside = layout.folder.partition(".")[2]
+    return {f"{prefix}{inside}_{underscored(layer)}": (layer,) for prefix in prefixes for layer in layout.shapes}
 
 
 def all_names(layout: Layout) -> Names:
@@ -124,14 +156,9 @@ def check_known(layout: Layout, wanted: str) -> None:
     """Refuse a format for which the model's names are not known here."""
     if layout.original is None:
         raise ConfigError(
-            f"format {wanted} needs the layer names of the model's original layout, which are not known for this family",
+            f"format {wanted}: its readers load no adapters of this model",
             hint="Use --format diffusers for plain LoRA, or --format lycoris.",
         )
-
-
-def _is_reordered(layout: Layout, layer: str) -> bool:
-    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", layer, count=1)
-    return any(name in (pattern, layer) and original.startswith(REORDERED) for name, original in TABLES.get(layout.original or "", ()))
 
 
 def _unet_name(layer: str, per_block: int, shapes: Mapping[str, tuple[int, ...]]) -> str | None:

@@ -1,7 +1,8 @@
 """Layer names of diffusers beside those of the models' original layouts; `*` is a block's number.
 
-Rows with the same original name are one fused layer there, its parts in this order. `~` marks layers whose rows lie in another order
-there (scale before shift), which a changed name alone does not carry over.
+Rows with the same original name are one fused layer there, its parts in this order. `~` marks layers whose rows are a shift and a scale
+there and a scale and a shift here, which a changed name alone does not carry over. Where such a layer has more parts than these two, as the
+text side of all but Stable Diffusion 3's last block, they lie in the same order.
 """
 
 REORDERED = "~"
@@ -118,8 +119,82 @@ SD3 = _table(
         time_text_embed.text_embedder.linear_1=y_embedder.mlp.0 time_text_embed.text_embedder.linear_2=y_embedder.mlp.2""",
     ),
 )
-TABLES: dict[str, Table] = {"auraflow": AURAFLOW, "chroma": CHROMA, "flux": FLUX, "flux2": FLUX2, "sd3": SD3}
+LUMINA2 = _table(
+    *(
+        (
+            f"{block}.*.",
+            f"{block}.*.",
+            """attn.to_q=attention.qkv attn.to_k=attention.qkv attn.to_v=attention.qkv attn.to_out.0=attention.out
+            feed_forward.linear_1=feed_forward.w1 feed_forward.linear_2=feed_forward.w2 feed_forward.linear_3=feed_forward.w3
+            norm1.linear=adaLN_modulation.1""",
+        )
+        for block in ("layers", "noise_refiner", "context_refiner")
+    ),
+    (
+        "",
+        "",
+        """x_embedder=x_embedder norm_out.linear_1=final_layer.adaLN_modulation.1 norm_out.linear_2=final_layer.linear
+        time_caption_embed.timestep_embedder.linear_1=t_embedder.mlp.0 time_caption_embed.timestep_embedder.linear_2=t_embedder.mlp.2
+        time_caption_embed.caption_embedder.1=cap_embedder.1""",
+    ),
+)
+PIXART = _table(
+    (
+        "transformer_blocks.*.",
+        "blocks.*.",
+        """attn1.to_q=attn.qkv attn1.to_k=attn.qkv attn1.to_v=attn.qkv attn1.to_out.0=attn.proj
+        attn2.to_q=cross_attn.q_linear attn2.to_k=cross_attn.kv_linear attn2.to_v=cross_attn.kv_linear attn2.to_out.0=cross_attn.proj
+        ff.net.0.proj=mlp.fc1 ff.net.2=mlp.fc2""",
+    ),
+    (
+        "",
+        "",
+        """pos_embed.proj=x_embedder.proj proj_out=final_layer.linear adaln_single.linear=t_block.1
+        caption_projection.linear_1=y_embedder.y_proj.fc1 caption_projection.linear_2=y_embedder.y_proj.fc2
+        adaln_single.emb.timestep_embedder.linear_1=t_embedder.mlp.0 adaln_single.emb.timestep_embedder.linear_2=t_embedder.mlp.2
+        adaln_single.emb.resolution_embedder.linear_1=csize_embedder.mlp.0 adaln_single.emb.resolution_embedder.linear_2=csize_embedder.mlp.2
+        adaln_single.emb.aspect_ratio_embedder.linear_1=ar_embedder.mlp.0 adaln_single.emb.aspect_ratio_embedder.linear_2=ar_embedder.mlp.2""",
+    ),
+)
+Z_IMAGE = _table(
+    *(
+        (
+            f"{block}.*.",
+            f"{block}.*.",
+            """attention.to_q=attention.qkv attention.to_k=attention.qkv attention.to_v=attention.qkv attention.to_out.0=attention.out
+            feed_forward.w1=feed_forward.w1 feed_forward.w2=feed_forward.w2 feed_forward.w3=feed_forward.w3
+            adaLN_modulation.0=adaLN_modulation.0""",
+        )
+        for block in ("layers", "noise_refiner", "context_refiner")
+    ),
+    (
+        "",
+        "",
+        """all_x_embedder.2-1=x_embedder all_final_layer.2-1.linear=final_layer.linear
+        all_final_layer.2-1.adaLN_modulation.1=final_layer.adaLN_modulation.1
+        t_embedder.mlp.0=t_embedder.mlp.0 t_embedder.mlp.2=t_embedder.mlp.2 cap_embedder.1=cap_embedder.1""",
+    ),
+)
+TABLES: dict[str, Table] = {
+    "auraflow": AURAFLOW,
+    "chroma": CHROMA,
+    "flux": FLUX,
+    "flux2": FLUX2,
+    "lumina2": LUMINA2,
+    "pixart": PIXART,
+    "sd3": SD3,
+    "z_image": Z_IMAGE,
+}
 """By the name that a family states as its `original_layout`."""
+UNCHANGED = ("qwen_image",)
+"""Layouts that are diffusers' own: its makers published the model so."""
+LOKR_IN_DIFFUSERS = ("flux2", "z_image")
+"""Layouts of models whose pipelines in diffusers (0.42) read LoKr too; the others read LoRA alone."""
+KOHYA_BY_DIFFUSERS = ("sd", "qwen_image", "z_image")
+"""Layouts for which kohya's scripts (sd-scripts, musubi-tuner) name layers as diffusers does, not as the makers did."""
+TEXT_PREFIXES: dict[str, tuple[str, ...]] = {"clip": ("lora_te_", "lora_te1_"), "clip_l": ("lora_te1_", "lora_te_"), "clip_g": ("lora_te2_",)}
+"""Layouts of text encoders (the only one of a model, or the first and the second of several) to what kohya's scripts write before a name of
+theirs; ComfyUI takes the others too."""
 COMFYUI_PREFIXES: dict[str, tuple[str, ...]] = {
     "sd": ("lora_unet_", "lycoris_"),
     "sdxl": ("lora_unet_", "lycoris_"),
@@ -127,6 +202,10 @@ COMFYUI_PREFIXES: dict[str, tuple[str, ...]] = {
     "flux": ("transformer.", "lycoris_", "lora_transformer_", ""),
     "chroma": ("transformer.", "lycoris_", "lora_transformer_", ""),
     "flux2": ("transformer.", "lycoris_", "lora_transformer_", ""),
+    "lumina2": (),
+    "pixart": ("transformer.", "base_model.model.", "unet.base_model.model."),
+    "qwen_image": ("transformer.", "lycoris_", ""),
     "sd3": ("transformer.", "lycoris_", "lora_transformer_", "base_model.model."),
+    "z_image": ("transformer.", "lycoris_", "diffusion_model.", ""),
 }
 """What ComfyUI takes before a name of diffusers, whose dots become underscores after an underscore."""

@@ -1,6 +1,6 @@
-"""T-LoRA (Soboleva et al. 2025, arXiv 2507.05964): fewer ranks are active where there is more noise, so that few pictures are not learned by heart.
+"""T-LoRA's rank masks (see `ranks`) on the modules of a LyCORIS network, and in the lines that others paste.
 
-Letters: B batch, r rank, t time in [0, 1]; Q (r, I), P (O, r) and the diagonal l of a module, Q0, P0, l0 as they were at the start.
+Letters: B batch, r rank; Q (r, I), P (O, r) and the diagonal l of a module, Q0, P0, l0 as they were at the start.
 """
 
 from __future__ import annotations
@@ -8,24 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from lycoris.modules.tlora import TLoraModule
 from torch import Tensor
 
-SLACK = 1e-4
-"""A count that float32 leaves this little below a whole number is that number."""
+from simpletuner.adapters.ranks import RankRule, Ranks
 
 
-def active_ranks(time: Tensor, most: int, least: int, alpha: float) -> Tensor:
-    """Ranks that are active at each time: floor((1 - t)^alpha (most - least)) + least, (B,)."""
-    return ((1 - time.float()).clamp(min=0) ** alpha * (most - least) + SLACK).floor().long() + min(least, most)
-
-
-class RankMasks:
-    """Masks the ranks of a network's modules by the time that it was last told; until then all are active.
-
-    As in the library, ranks are counted of the largest module: one with fewer has as many of them as it has.
-    """
+class RankMasks(Ranks):
+    """Masks the ranks of a network's modules by the time that it was last told."""
 
     def __init__(self, modules: Iterable[Any], least: int, alpha: float) -> None:
         """
@@ -33,24 +23,14 @@ class RankMasks:
             modules: of the network; those of T-LoRA are masked from now on, the others are left alone.
         """
         self.modules = [module for module in modules if isinstance(module, TLoraModule)]
-        self.most = max((module.lora_dim for module in self.modules), default=0)
-        self._least, self._alpha = least, alpha
-        self._time: Tensor | None = None
+        super().__init__(RankRule(max((module.lora_dim for module in self.modules), default=0), least, alpha))
         for module in self.modules:
             module.bypass_forward_diff = _Masked(self, module)
 
-    def at_time(self, time: Tensor) -> None:
-        """Mask for calls at `time`, (B,) or (1,)."""
-        self._time = time
-
-    def of(self, ranks: int, rows: int, device: torch.device) -> Tensor | None:
-        """1 where one of a module's ranks is active, for `rows` inputs or for all alike: (rows, ranks) or (1, ranks)."""
-        if self._time is None:
-            return None
-        counts = active_ranks(self._time.to(device), self.most, self._least, self._alpha)
-        mask = (torch.arange(ranks, device=device) < counts[:, None]).float()
-        # Some layers see the tokens of all samples in one row after the other.
-        return mask if len(mask) in (1, rows) else mask.repeat_interleave(rows // len(mask), 0)
+    @property
+    def most(self) -> int:
+        """Ranks of the largest module."""
+        return self.rule.most
 
 
 class _Masked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor
 
 from simpletuner.adapters import weights
-from simpletuner.adapters.changes import EVERY_PART, SPELLINGS, Changes, Parts, algorithm_of
-from simpletuner.adapters.key_maps import Layout, Names, all_names
+from simpletuner.adapters.changes import EVERY_PART, SPELLINGS, Changes, Parts, algorithm_of, is_by_inputs
+from simpletuner.adapters.fits import check_fit
+from simpletuner.adapters.key_maps import Layout, Names, all_names, all_text_names
+from simpletuner.adapters.peft_settings import with_settings
 from simpletuner.errors import ConfigError
 
 SHOWN = 3
@@ -22,59 +23,85 @@ OLD_ATTENTION = re.compile(r"(?:\.processor)?\.(to_\w+?)_lora\.(down|up)\.weight
 TEXT_ENCODERS = ("lora_te", "text_encoder", "text_encoders.")
 
 
-def read_changes(path: Path, layout: Layout, model: str) -> Changes:
+def read_changes(path: Path, layout: Layout, model: str, *, leaves_text: bool = False) -> Changes:
     """Read a file, or the adapter file in a folder, in any layout that is known here.
 
     Args:
         layout: of the denoiser that it is to change.
         model: what to call that denoiser in errors.
+        leaves_text: whether layers of text encoders are left to `read_text_changes`.
 
     Raises:
         ConfigError: it is of another model, has layers of text encoders, or cannot be split as this denoiser is.
     """
     found = weights.read(path)
     text = [key for key in found if key.startswith(TEXT_ENCODERS)]
-    if text:
+    if text and not leaves_text:
         raise ConfigError(
             f"{path} also adapts text encoders ({shown(text)}), which are not trained here",
-            hint="Remove those tensors from the file; the rest can be used.",
+            hint="Set train_text_encoder, if the family has a place for it; or remove those tensors from the file: the rest can be used.",
         )
-    groups, unused = group(found, all_names(layout))
+    found = {key: value for key, value in found.items() if key not in text}
+    file, names = weights.file_of(path), all_names(layout)
+    said = weights.metadata_of(file)
+    of = next((said[key] for key in ("base_model", "modelspec.architecture", "ss_base_model_version", "model_family") if said.get(key)), None)
+    groups, unused = group(found, names)
     if unused or not groups:
-        said = weights.metadata_of(path)
-        of = next((said[key] for key in ("base_model", "modelspec.architecture", "ss_base_model_version", "model_family") if said.get(key)), None)
         raise ConfigError(
             f"{path} is no adapter for {model}: {len(unused)} of its {len(found)} tensors belong to no layer of it ({shown(unused)})"
             + (f"; it says that it is for {of}" if of else ""),
             hint="Train on the base that the adapter was made for, or leave init_lora out.",
         )
-    names = all_names(layout)
+    check_fit(file, groups, names, layout, model, of)
     changes: Changes = {}
     for name, parts in groups.items():
-        changes |= {layer: _upright(own, layout.shapes[layer]) for layer, own in split(name, parts, names[name], layout).items()}
-    return _with_header(changes, weights.metadata_of(path), layout.folder)
+        for layer, own in split(name, parts, names[name], layout).items():
+            changes[layer] = {**changes.get(layer, {}), **_tidy(own, layout.shapes[layer])}
+    return with_settings({layer: parts for layer, parts in changes.items() if not _is_nothing(parts)}, file, layout.part)
 
 
-def _upright(parts: Parts, shape: Sequence[int]) -> Parts:
-    """Give DoRA's lengths a column, as the library has them; PEFT's are flat."""
-    if "dora_scale" not in parts or parts["dora_scale"].numel() != shape[0]:
-        return parts
-    return {**parts, "dora_scale": parts["dora_scale"].reshape(-1, *(1 for _ in shape[1:]))}
+def adapts_text(path: Path) -> bool:
+    """Whether a file, or the adapter file in a folder, has layers of text encoders."""
+    return any(key.startswith(TEXT_ENCODERS) for key in weights.names(path))
 
 
-def _with_header(changes: Changes, said: Mapping[str, str], folder: str) -> Changes:
-    """Add the alphas that files of diffusers have in their header alone."""
-    try:
-        settings = {key.removeprefix(f"{folder}."): value for key, value in json.loads(said.get("lora_adapter_metadata", "{}")).items()}
-    except ValueError:
-        settings = {}
-    if not settings.get("lora_alpha"):
-        return changes
-    alphas = settings.get("alpha_pattern") or {}
-    return {
-        layer: parts if "alpha" in parts else {**parts, "alpha": torch.tensor(float(alphas.get(layer, settings["lora_alpha"])))}
-        for layer, parts in changes.items()
-    }
+def read_text_changes(path: Path, layouts: Sequence[Layout]) -> list[Changes]:
+    """Read what a file of any layout changes in text encoders, one after the other.
+
+    Raises:
+        ConfigError: it changes layers of text encoders that none of these has.
+    """
+    unused = {key: value for key, value in weights.read(path).items() if key.startswith(TEXT_ENCODERS)}
+    total, found = len(unused), []
+    for layout in layouts:
+        names = all_text_names(layout)
+        groups, others = group(unused, names)
+        unused = {key: unused[key] for key in others}
+        check_fit(weights.file_of(path), groups, names, layout, layout.part, None)
+        changes = {names[name][0]: _tidy(parts, layout.shapes[names[name][0]]) for name, parts in groups.items()}
+        found.append(with_settings(changes, weights.file_of(path), layout.part))
+    if unused:
+        raise ConfigError(
+            f"{path} adapts other layers of text encoders than {', '.join(layout.part for layout in layouts)} can be given: "
+            f"{len(unused)} of {total} tensors belong to none ({shown(list(unused))})",
+            hint="Remove those tensors from the file; the rest can be used.",
+        )
+    return found
+
+
+def _tidy(parts: Parts, shape: Sequence[int]) -> Parts:
+    """Give DoRA's lengths of rows a column, as the library has them, where PEFT's are flat; and make alpha one float32 number."""
+    found = dict(parts)
+    if "dora_scale" in parts and not is_by_inputs(parts):
+        found["dora_scale"] = parts["dora_scale"].reshape(-1, *(1 for _ in shape[1:]))
+    if "alpha" in parts and parts["alpha"].numel() == 1:
+        found["alpha"] = torch.tensor(float(parts["alpha"]))
+    return found
+
+
+def _is_nothing(parts: Parts) -> bool:
+    """Whether this is a layer of which only the bias of others that are fused with it was told."""
+    return parts.keys() == {"diff_b"} and not parts["diff_b"].any()
 
 
 def group(found: Mapping[str, Tensor], names: Names) -> tuple[dict[str, Parts], list[str]]:
@@ -111,12 +138,14 @@ def split(name: str, parts: Parts, layers: Sequence[str], layout: Layout) -> Cha
     """
     if len(layers) == 1:
         return {layers[0]: parts}
-    if algorithm_of(parts) != "lora" or "lora_mid.weight" in parts:
+    rows = layout.rows(tuple(layers))
+    if algorithm_of(parts) == "full":
+        return {layer: {part: value.split(rows)[number] for part, value in parts.items()} for number, layer in enumerate(layers)}
+    if algorithm_of(parts) != "lora" or "lora_mid.weight" in parts or is_by_inputs(parts):
         raise ConfigError(
             f"{name} adapts {', '.join(layers)} as one layer by {algorithm_of(parts)}, which cannot be divided among them",
             hint="Only plain LoRA files with fused layers can be continued; merge this one into the base, and train on that.",
         )
-    rows = layout.rows(tuple(layers))
     ups, down, rank = parts["lora_up.weight"].split(rows), parts["lora_down.weight"], parts["lora_down.weight"].shape[0]
     alpha = parts.get("alpha", torch.tensor(float(rank))).float()
     changed = [number for number, up in enumerate(ups) if up.any()]  # the others have no adapter, or one that does nothing

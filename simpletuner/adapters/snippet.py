@@ -25,9 +25,13 @@ def render(imports: Sequence[str], load: Sequence[str], arguments: Mapping[str, 
     Args:
         imports: import statements.
         load: lines that leave a `pipeline` in `dtype`, with what was trained in it.
-        arguments: of the pipeline's call; `seed` becomes a generator.
+        arguments: of the pipeline's call; `seed` becomes a generator, and `image` a picture that is read, cut to the width and height.
     """
     call = {name: repr(value) for name, value in arguments.items() if name != "seed"}
+    if "image" in arguments:  # a pipeline that starts from a picture takes its size
+        imports = [*imports, "from PIL import Image, ImageOps"]
+        size = f"({call.pop('width')}, {call.pop('height')})"
+        call["image"] = f"ImageOps.fit(Image.open({arguments['image']!r}).convert('RGB'), {size}, Image.Resampling.LANCZOS)"
     if "seed" in arguments:
         call["generator"] = f"torch.Generator().manual_seed({arguments['seed']!r})"
     return TEMPLATE.format(

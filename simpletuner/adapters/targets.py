@@ -109,7 +109,15 @@ def names_hint(wanted: str, names: Sequence[str]) -> str:
 def is_quantised(module: nn.Module) -> bool:
     """Whether a layer's weight is something else than plain floating-point numbers."""
     weight: Any = module.weight
-    return type(weight.data) is not torch.Tensor or not weight.is_floating_point()
+    # Tensors of quanto and torchao, and those of bitsandbytes, which look like plain ones.
+    return hasattr(weight, "__tensor_flatten__") or hasattr(weight, "quant_state") or not weight.is_floating_point()
+
+
+def plain_weight(module: Any) -> torch.Tensor:
+    """The weight that a layer multiplies with, quantised or not; of some quantisers the layer itself gives it."""
+    given: Any = getattr(module, "plain_weight", None)
+    weight: torch.Tensor = given() if given is not None else module.weight.dequantize() if is_quantised(module) else module.weight
+    return weight
 
 
 def is_low_precision(module: nn.Module) -> bool:

@@ -15,6 +15,8 @@ from simpletuner.adapters.adapter import ADAPTER_FILE
 from simpletuner.errors import ConfigError
 
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+PEFT_FILE = "adapter_model.safetensors"
+"""What PEFT calls an adapter's file."""
 SHOWN = 3
 """Keys named in an error before the rest is only counted."""
 
@@ -59,12 +61,16 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def file_of(path: Path) -> Path:
+    """The adapter file that a path means: itself, or the one in a folder that a run or PEFT saved; the former's name where there is none."""
+    return next((path / name for name in (ADAPTER_FILE, PEFT_FILE) if (path / name).is_file()), path / ADAPTER_FILE) if path.is_dir() else path
+
+
 def read(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file to the CPU; of a folder, the adapter file in it."""
-    if path.is_dir():
-        path = path / ADAPTER_FILE
+    path = file_of(path)
     if not path.is_file():
-        raise ConfigError(f"no adapter at {path}", hint="Give a folder that a run saved, or a .safetensors file.")
+        raise ConfigError(f"no adapter at {path}", hint="Give a folder that a run or PEFT saved, or a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -72,9 +78,15 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} is not a readable safetensors file: {error}", hint="Copy it again, or use another checkpoint.") from error
 
 
+def names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file, or in the adapter file in a folder."""
+    with safe_open(file_of(path), framework="pt") as file:
+        return list(file.keys())
+
+
 def metadata_of(path: Path) -> dict[str, str]:
     """Read what a safetensors file, or the adapter file in a folder, says of itself."""
-    with safe_open(path / ADAPTER_FILE if path.is_dir() else path, framework="pt") as file:
+    with safe_open(file_of(path), framework="pt") as file:
         return dict(file.metadata() or {})
 
 

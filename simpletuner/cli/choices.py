@@ -10,10 +10,11 @@ from typing import Any
 
 from simpletuner import plugins
 from simpletuner.errors import ConfigError, choose
+from simpletuner.memory.attention import ATTENTIONS
 from simpletuner.memory.precision import PRECISIONS
 from simpletuner.models.family import ModelFamily
 from simpletuner.optim.catalogue import OPTIMIZERS
-from simpletuner.options.effects import OF_OTHERS
+from simpletuner.options.effects import OF_FEW_FAMILIES, OF_OTHERS
 from simpletuner.options.models import Models
 
 FAMILIES = "simpletuner.models.families"
@@ -24,6 +25,7 @@ def known_names() -> dict[str, list[str]]:
     """Every open set by its name, without importing what is in it."""
     return {
         "family": plugins.names(FAMILIES),
+        "attention": [row.name for row in ATTENTIONS],
         "optimizer": [row.name for row in OPTIMIZERS],
         "precision": [row.name for row in PRECISIONS],
         "tracker": ["none", "all", *plugins.names(TRACKERS)],
@@ -36,6 +38,7 @@ def described() -> dict[str, dict[str, str]]:
         "family": {name: _family_sentence(name) for name in plugins.names(FAMILIES)},
         "optimizer": {row.name: row.summary for row in OPTIMIZERS},
         "precision": {row.name: row.summary for row in PRECISIONS},
+        "attention": {row.name: row.summary for row in ATTENTIONS},
         "tracker": {
             "none": "Nothing.",
             "all": "All of them.",
@@ -53,8 +56,8 @@ def family_of(name: str) -> type[ModelFamily]:
     return plugins.load(FAMILIES, name, ModelFamily)  # type: ignore[type-abstract]
 
 
-def family_defaults(name: str, flavour: str | None) -> Mapping[str, Any]:
-    """Give what a family prefers over the general defaults.
+def family_defaults(name: str, flavour: str | None, location: str | None = None) -> Mapping[str, Any]:
+    """Give what a family, and the flavour that is named or that the model's location is, prefers over the general defaults.
 
     Raises:
         ConfigError: no such family, or it has no such flavour.
@@ -62,13 +65,16 @@ def family_defaults(name: str, flavour: str | None) -> Mapping[str, Any]:
     kind = family_of(name)
     if flavour is not None and flavour not in kind.flavours:
         raise ConfigError(f"{name} has no flavour {flavour!r}", hint=choose(flavour, kind.flavours, "flavours"))
-    return kind.defaults
+    usual = next(iter(kind.flavours)) if location is None else next((name for name, hub_id in kind.flavours.items() if hub_id == location), None)
+    return {**kind.defaults, **kind.flavour_defaults.get(flavour or usual or "", {})}
 
 
 def idle_of(models: Models) -> Mapping[str, str]:
     """The options that have no effect in the model that is chosen, and why."""
     family = family_of(models.model_family)(models)
-    return {**OF_OTHERS[family.objective], **family.idle}
+    unguided = {} if family.takes_real_guidance else {"validation_guidance_real": "validation_guidance is all the guidance that the model takes"}
+    of_few = {keys: because for keys, because in OF_FEW_FAMILIES.items() if not set(keys.split()) & set(family.own_options)}
+    return {**OF_OTHERS[family.objective], **unguided, **of_few, **family.idle}
 
 
 def _family_sentence(name: str) -> str:

@@ -16,8 +16,10 @@ from simpletuner.options.load import DEFAULT, Loaded
 from simpletuner.options.memory import WEIGHTS
 from simpletuner.options.option import options_of
 from simpletuner.options.train_config import SECTIONS, TrainConfig
-from simpletuner.options.validation import Validation
+from simpletuner.training.assistant_rules import assistant_notes
 from simpletuner.training.prompts import named_prompts, parse_size, pictures
+from simpletuner.training.starts import check_starts
+from simpletuner.training.text_rules import check_text_training
 
 USUAL_ALIGNMENT_PX = 64
 """What sizes are rounded to here when only the hub could say."""
@@ -41,11 +43,13 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
     plan = load_plan(config.data.data_backend_config, config.data, variables, alignment_px=alignment_px)
     held_out_of(config.validation, plan)
     console.heading("Datasets")
-    for line in plan.describe():
+    text_notes = check_text_training(config, family)
+    for line in plan.describe(caches_text=not text_notes, caches_latents=not config.data.vae_cache_disable):
         console.say(f"  {line}")
     console.say()
-    of_model, of_data = (*family.notes(), *family.objective_notes(config.diffusion)), (*plan.notes, *idle_notes(config.validation, config.data, plan))
-    for note in (*loaded.notes, *of_model, *notes.notes(config.optim), *of_data):
+    of_model = (*family.notes(), *family.objective_notes(config.diffusion), *assistant_notes(config, family))
+    of_data = (*plan.notes, *idle_notes(config.validation, config.data, plan))
+    for note in (*loaded.notes, *of_model, *text_notes, *notes.notes(config.optim), *of_data):
         console.say(f"note: {note}")
     console.say("\nNothing was loaded or written, and no picture was opened: `simpletuner dataset check` does that. Without --dry-run this trains.")
 
@@ -83,14 +87,17 @@ def knows_alignment(family: ModelFamily) -> bool:
     return is_here(family) or (family.source.is_released and not any(family.source.is_replaced(part) for part in (family.denoiser_folder, "vae")))
 
 
-def count_pictures(options: Validation, seed: int, family: ModelFamily) -> int:
+def count_pictures(config: TrainConfig, family: ModelFamily) -> int:
     """How many pictures a validation would render.
 
     Raises:
-        ConfigError: a size is none, or the model, if it is here, cannot take it.
+        ConfigError: a size is none, or the model, if it is here, cannot take it; or it improves pictures and has none to start from.
     """
     if is_here(family):
-        return len(pictures(options, seed, family))
+        shown = pictures(config.validation, config.training.seed, family)
+        check_starts(config, family, shown)
+        return len(shown)
+    options = config.validation
     prompts = {} if options.validation_disable else named_prompts(options)
     sizes = [parse_size(text, USUAL_ALIGNMENT_PX) for text in options.validation_resolution.split(",")]
     return len(prompts) * len(sizes) * options.num_validation_images
@@ -101,14 +108,16 @@ def parts_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
     models, memory, kind = config.models, config.memory, kind_of(config.adapters)
     replaced = models.pretrained_unet_model_name_or_path or models.pretrained_transformer_model_name_or_path
     precision = "" if memory.base_model_precision == "no_change" else f", quantised to {memory.base_model_precision}"
-    how = "random weights" if family.starts_random else f"weights in {WEIGHTS[memory.mixed_precision]}{precision}"
+    dtype, full = WEIGHTS[memory.mixed_precision], WEIGHTS["no"]
+    held = f"{full}, computed with in {dtype}" if kind == "full" and dtype != full else f"{dtype}{precision}"
+    how = f"{'random ' if family.starts_random else ''}weights in {held}"
     adapter = "all weights"
     if kind == "lycoris":
         read = read_lycoris(config.adapters.lycoris_config)
         adapter = f"lycoris {read.recipe.algo} by {read.source}"
-    elif kind == "standard":
-        adapter = f"plain LoRA of rank {config.adapters.lora_rank}"
-    shown = count_pictures(config.validation, config.training.seed, family)
+    elif kind in ("standard", "with_text"):
+        adapter = f"plain LoRA of rank {config.adapters.lora_rank}{', on text encoders too' if kind == 'with_text' else ''}"
+    shown = count_pictures(config, family)
     return {
         "model": f"{models.model_family} from {family.source_name()}",
         "text encoders": models.pretrained_t5_model_name_or_path or family.source_name(),

@@ -142,6 +142,18 @@ class EmbedCache:
         return {"kind": "text", "prompt": prompt, "encoders": key_of(encoders=self._fingerprint)}
 
 
+class NoEmbeds:
+    """No cache: whoever trains on the captions encodes them himself."""
+
+    def read(self, prompt: str) -> Row:
+        """Nothing."""
+        return {}
+
+    def used(self, prompts: Iterable[str]) -> dict[str, set[str]]:
+        """Nothing."""
+        return {}
+
+
 class _Held:
     """The rows used last, up to a number of bytes. Safe to use from the loader's threads."""
 

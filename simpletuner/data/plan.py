@@ -81,7 +81,7 @@ class ImageDataset:
         """Where captions come from, and in which versions they are trained."""
         return f"{self.captions}, {self.variation}" if self.variation else str(self.captions)
 
-    def describe(self) -> str:
+    def describe(self, *, caches_latents: bool = True) -> str:
         """Say all of it in a line."""
         parts = [
             f"images in {self.open().place}",
@@ -94,7 +94,7 @@ class ImageDataset:
             *([str(self.window)] if self.window != ALWAYS else []),
             *(["regularisation"] if self.is_regularisation else []),
             *(["held out for evaluation"] if self.is_eval else []),
-            f"latents in {self.latents_place}",
+            f"latents in {self.latents_place}" if caches_latents else "encoded anew at every step",
         ]
         return f"{self.id}: " + "; ".join(parts)
 
@@ -127,11 +127,13 @@ class DataPlan:
         places += [*(one.text_place for one in self.pictures), self.text_place]
         return list({place.identity: place for place in places}.values())
 
-    def describe(self) -> list[str]:
-        """Plain lines, one a dataset."""
-        lines = [dataset.describe() for dataset in self.pictures] + [one.describe() for one in self.conditioning]
-        lines.append(f"text embeddings in {self.text_place}")
-        lines += [f"text embeddings of {one.id} in {one.text_place}" for one in self.pictures if one.text_place.identity != self.text_place.identity]
+    def describe(self, *, caches_text: bool = True, caches_latents: bool = True) -> list[str]:
+        """Plain lines, one a dataset, and where latents and text embeddings are kept, if they are."""
+        lines = [dataset.describe(caches_latents=caches_latents) for dataset in self.pictures] + [one.describe() for one in self.conditioning]
+        if caches_text:
+            lines.append(f"text embeddings in {self.text_place}")
+            other = [one for one in self.pictures if one.text_place.identity != self.text_place.identity]
+            lines += [f"text embeddings of {one.id} in {one.text_place}" for one in other]
         return lines + [f"{name}: disabled" for name in self.disabled]
 
 

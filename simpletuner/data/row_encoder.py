@@ -70,7 +70,7 @@ class RowEncoder(Generic[Items]):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means too little memory: torch has a class for accelerators, and only words for the rest."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")  # the last is cuBLAS's and cuDNN's
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 

@@ -10,13 +10,18 @@ from pathlib import Path
 
 from simpletuner.errors import ConfigError, choose, nearest
 
-UNQUOTED, QUOTED, END, REDIRECTION = "\ue000", "\ue001", "\ue002", "\ue003"
-"""Stand around the name of a variable, and for `>` and the like, while a line is split into words."""
+UNQUOTED, QUOTED, END, REDIRECTION, DEFAULT, OF_SHELL = "\ue000", "\ue001", "\ue002", "\ue003", "\ue004", "\ue005"
+"""Stand around the name of a variable and what it is where it is not set, for `>` and the like, and before what only a shell can fill in, while a
+line is split into words."""
+VARIABLE = re.compile(r"\$(?:\{(\w+)(:?-[^}\"'\s]*)?\}|([A-Za-z_]\w*))")
+"""$NAME, ${NAME}, ${NAME:-default}."""
 SEPARATORS = frozenset({"&&", "||", ";", "|", "&", ";;"})
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 LAUNCHERS = ("accelerate", "torchrun", "python", "python3", "launch")
 SWITCHES = ("multi_gpu", "cpu", "use_deepspeed", "use_fsdp", "tpu", "mps", "m", "dynamo_use_dynamic", "debug", "quiet")
 """Flags of launchers that take no value."""
+TRUTHS = {"true": True, "false": False}
+QUOTED_LETTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +74,17 @@ def read_text(text: str, environ: Mapping[str, str]) -> tuple[list[str], dict[st
         raise ConfigError(f"there are {len(found)} commands that start a Python program", hint="Leave one of them, and import the others after it.")
     if not found:
         raise _without_program(text)
+    unknown = next((word for word in found[0] if OF_SHELL in word), None)
+    if unknown is not None:
+        said = unknown.replace(OF_SHELL, "")
+        raise ConfigError(f"only a shell can say what is meant by {said!r}", hint="Write in its place what that command prints.")
     return found[0], variables
 
 
 def statements(text: str) -> Iterator[list[str]]:
     """Split a script into commands, and these into words in which variables are marked."""
-    joined = re.sub(r"\\[ \t]*\r?\n", " ", text)  # a blank after the backslash is a slip that is often seen
-    kept = "\n".join(line for line in joined.splitlines() if not line.lstrip().startswith("#"))
-    lexer = shlex.shlex(_marked(kept), posix=True, punctuation_chars=";&|\n")
+    joined = re.sub(r"\\[ \t]*\n", " ", _without_comments(text))  # a blank after the backslash is a slip that is often seen
+    lexer = shlex.shlex(_marked(joined), posix=True, punctuation_chars=";&|\n")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     words: list[str] = []
     try:
@@ -91,14 +99,37 @@ def statements(text: str) -> Iterator[list[str]]:
     yield words
 
 
+def _without_comments(text: str) -> str:
+    """Leave out what stands after a `#` that begins a word, not between quotes.
+
+    A command goes on after a line that is all comment, and after a comment behind a backslash: a shell would end it there, which nobody means.
+    """
+    kept: list[str] = []
+    quote = ""
+    for line in text.splitlines():
+        at, before, is_continued = 0, quote, bool(kept) and kept[-1].rstrip().endswith("\\")
+        while at < len(line):
+            letter = line[at]
+            if letter == "#" and not quote and (at == 0 or line[at - 1].isspace()):
+                break
+            if letter in "'\"" and quote in ("", letter):
+                quote = "" if quote else letter
+            at += 2 if letter == "\\" and quote != "'" else 1
+        if not (at < len(line) and not line[:at].strip() and not before and is_continued):
+            kept.append(line[:at] if at < len(line) else line)
+    return "\n".join(kept)
+
+
 def _marked(text: str) -> str:
     """Mark `$NAME`, `${NAME}` and redirections where a shell would look at them: not between quotes, not after a backslash."""
     found, quote, at = [], "", 0
     while at < len(text):
         letter = text[at]
-        match = re.match(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))", text[at:]) if letter == "$" and quote != "'" else None
+        match = re.match(VARIABLE, text[at:]) if letter == "$" and quote != "'" else None
+        if match is None and quote != "'" and re.match(r"\$[({]|`[^`]+`", text[at:]):
+            found.append(OF_SHELL)
         if match:
-            found.append(f"{QUOTED if quote else UNQUOTED}{match[1] or match[2]}{END}")
+            found.append(f"{QUOTED if quote else UNQUOTED}{match[1] or match[3]}{DEFAULT}{match[2] or ''}{END}")
             at += len(match[0])
             continue
         if letter == "\\" and quote != "'":
@@ -121,12 +152,14 @@ def _filled(word: str, values: Mapping[str, str]) -> list[str]:
     """Put values where variables are marked; one that stands alone and unquoted may be several words, or none."""
 
     def value(match: re.Match[str]) -> str:
+        if match[1] not in values and match[2]:
+            return match[2].lstrip(":")[1:]
         if match[1] not in values:
             raise ConfigError(f"the command refers to ${match[1]}, which is not set", hint=f"Put {match[1]}=... before it.")
         return values[match[1]]
 
-    text = re.sub(f"[{UNQUOTED}{QUOTED}](\\w+){END}", value, word)
-    is_alone = re.fullmatch(f"{UNQUOTED}\\w+{END}", word) is not None
+    text = re.sub(f"[{UNQUOTED}{QUOTED}](\\w+){DEFAULT}([^{END}]*){END}", value, word)
+    is_alone = re.fullmatch(f"{UNQUOTED}[^{END}]+{END}", word) is not None
     return text.split() if is_alone else [text]
 
 
@@ -160,7 +193,7 @@ def _is_program(word: str) -> bool:
 
 
 def _without_program(text: str) -> ConfigError:
-    said = " ".join(text.split())[:60]
+    said = " ".join(text.split())[:QUOTED_LETTERS]
     return ConfigError(
         f"there is no Python script in {said!r}" if said else "there is no command",
         hint="Give the whole command, such as: accelerate launch train_text_to_image.py --pretrained_model_name_or_path ...",
@@ -193,17 +226,26 @@ def read_flags(words: Sequence[str], known: Mapping[str, tuple[type | tuple[type
                 waiting.pop(0)
             continue
         kind = known[name][0]
+        if kind is bool and text.lower() in TRUTHS:  # argparse would not take it, and everybody knows what is meant
+            found[name] = TRUTHS[text.lower()]
+            continue
         values = [text] if sign else []
         while kind is not bool and waiting and not waiting[0].startswith("--") and (isinstance(kind, tuple) or not values):
             values.append(waiting.pop(0))
         try:
-            found[name] = True if kind is bool else _typed(values, kind)
+            found[name] = _switch(values) if kind is bool else _typed(values, kind)
         except ValueError:
-            wanted = {int: "a whole number", float: "a number"}.get(kind[0] if isinstance(kind, tuple) else kind, "a value")
+            wanted = {int: "a whole number", float: "a number", bool: "no value"}.get(kind[0] if isinstance(kind, tuple) else kind, "a value")
             problems.append(f"--{name} needs {wanted}" + (f", not {values[0]!r}" if values and values[0] else "; was its variable set?"))
     if problems:
         raise ConfigError("\n  - ".join([f"{len(problems)} problems in the command", *problems]) if len(problems) > 1 else problems[0])
     return found
+
+
+def _switch(values: Sequence[str]) -> bool:
+    if values:
+        raise ValueError
+    return True
 
 
 def _typed(values: Sequence[str], kind: type | tuple[type]) -> object:

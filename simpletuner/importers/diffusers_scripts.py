@@ -151,6 +151,42 @@ SUBJECT_SDXL: Flags = {
     "crops_coords_top_left_w": (int, 0),
     "resolution": (int, 1024),
 }
+SUBJECT_FLOW: Flags = {
+    **SUBJECT,
+    "dataset_name": (str, None),
+    "dataset_config_name": (str, None),
+    "image_column": (str, "image"),
+    "caption_column": (str, None),
+    "cache_dir": (str, None),
+    "repeats": (int, 1),
+    "random_flip": (bool, False),
+    "max_sequence_length": (int, 77),
+    "validation_epochs": (int, 50),
+    "text_encoder_lr": (float, 5e-6),
+    "weighting_scheme": (str, "logit_normal"),
+    "logit_mean": (float, 0.0),
+    "logit_std": (float, 1.0),
+    "mode_scale": (float, 1.29),
+    "optimizer": (str, "AdamW"),
+    "prodigy_beta3": (float, None),
+    "prodigy_decouple": (str, "True"),
+    "prodigy_use_bias_correction": (str, "True"),
+    "prodigy_safeguard_warmup": (str, "True"),
+    "adam_weight_decay": (float, 1e-4),
+    "adam_weight_decay_text_encoder": (float, 1e-3),
+    "upcast_before_saving": (bool, False),
+}
+"""Of the DreamBooth scripts for models that learn by flow matching."""
+FLOW_LORA: Flags = {
+    **LORA,
+    "lora_layers": (str, None),
+    "lora_alpha": (int, None),
+    "lora_dropout": (float, 0.0),
+    "cache_latents": (bool, False),
+    "output_dir": (str, "flux-dreambooth-lora"),
+}
+FLUX: Flags = {**SUBJECT_FLOW, "max_sequence_length": (int, 512), "guidance_scale": (float, 3.5), "weighting_scheme": (str, "none")}
+SD3: Flags = {**SUBJECT_FLOW, "precondition_outputs": (int, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +201,8 @@ class Script:
     """Sampling steps of its validation pictures."""
     clips: bool = True
     """Whether its max_grad_norm has an effect."""
+    flow_family: str | None = None
+    """The family here, of models that learn by flow matching."""
 
     @property
     def is_dreambooth(self) -> bool:
@@ -188,5 +226,16 @@ SCRIPTS = {
         Script("train_dreambooth.py", False, "full", {**EVERY, **SUBJECT, **SUBJECT_SD, **SUBJECT_FULL}, 25),
         Script("train_dreambooth_lora.py", False, "lora", {**EVERY, **SUBJECT, **SUBJECT_SD, **SUBJECT_LORA}, 25),
         Script("train_dreambooth_lora_sdxl.py", True, "lora", {**EVERY, **SUBJECT, **SUBJECT_LORA, **SUBJECT_SDXL}, 25),
+        Script("train_dreambooth_flux.py", False, "full", {**EVERY, **FLUX, "output_dir": (str, "flux-dreambooth")}, 28, flow_family="flux"),
+        Script("train_dreambooth_lora_flux.py", False, "lora", {**EVERY, **FLUX, **FLOW_LORA}, 28, flow_family="flux"),
+        Script("train_dreambooth_sd3.py", False, "full", {**EVERY, **SD3, "output_dir": (str, "sd3-dreambooth")}, 28, flow_family="sd3"),
+        Script(
+            "train_dreambooth_lora_sd3.py",
+            False,
+            "lora",
+            {**EVERY, **SD3, **FLOW_LORA, "lora_blocks": (str, None), "output_dir": (str, "sd3-dreambooth-lora")},
+            28,
+            flow_family="sd3",
+        ),
     )
 }

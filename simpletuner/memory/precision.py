@@ -1,37 +1,14 @@
-"""One row a precision: how the frozen base's weights are held, and how they get there."""
+"""One row a precision: how the frozen base's weights are held. Importing this imports no torch."""
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from simpletuner import plugins
 from simpletuner.errors import ConfigError, choose
-
-if TYPE_CHECKING:
-    from torch import nn
-
-Quantiser = Callable[["nn.Module", list[str], str], None]
-"""Quantise, in place, the layers of a module that are named; the text is the row's `weights`."""
-
-
-def quantise_quanto(module: nn.Module, layers: list[str], weights: str) -> None:
-    """Integer and float8 weights of optimum-quanto, with a scale for each row or group."""
-    from optimum import quanto
-
-    quanto.quantize(module, weights=weights, include=layers)
-    quanto.freeze(module)
-
-
-def quantise_torchao(module: nn.Module, layers: list[str], weights: str) -> None:
-    """Weights of torchao as tensors of their own kind inside plain Linear layers."""
-    from torchao import quantization
-
-    chosen = set(layers)
-    quantization.quantize_(module, getattr(quantization, weights)(), filter_fn=lambda _, name: name in chosen)
+from simpletuner.memory.quantisers.quantiser import Quantiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +17,67 @@ class Row:
 
     name: str
     summary: str
-    quantiser: Quantiser | None = None
+    library: str = ""
+    """A file in memory/quantisers; none for what stays as it is."""
     weights: str = ""
     """What to make of the weights, in the library's word."""
     package: str = ""
     """What to install for it."""
+    bits: float = 16
+    """That a weight takes, its share of the scales included, in a layer with many inputs."""
     compiles: bool = False
-    """Whether the library compiles C++ when the weights are first used."""
+    """Whether the library compiles C++ when the weights are first used on a CPU."""
     input_multiple: int = 1
     """Layers whose inputs are not a multiple of this stay as they are."""
+    output_multiple: int = 1
+    """The same of their outputs."""
+    capability: tuple[int, int] | None = None
+    """The least compute capability of a CUDA device that has such units; it is for CUDA alone then."""
+
+    @property
+    def needs_cuda(self) -> bool:
+        return self.capability is not None
 
 
 # torch's CPU kernel for int8 weights and bf16 inputs reads beyond the ends of rows that are no multiple of 16 (torch 2.13): garbage, or a crash.
 PRECISIONS = [
     Row("no_change", "As loaded, in the dtype of mixed_precision."),
-    Row("int8-quanto", "8-bit integers: half of bf16, hardly any loss.", quantise_quanto, "qint8", "optimum-quanto", input_multiple=16),
-    Row("int4-quanto", "4-bit integers: a quarter of bf16, a loss that shows.", quantise_quanto, "qint4", "optimum-quanto", True),
-    Row("int2-quanto", "2-bit integers: an eighth of bf16, a heavy loss.", quantise_quanto, "qint2", "optimum-quanto", True),
-    Row("fp8-quanto", "8-bit floats (e4m3): half of bf16, a small loss.", quantise_quanto, "qfloat8", "optimum-quanto"),
-    Row("int8-torchao", "8-bit integers of torchao: half of bf16, hardly any loss.", quantise_torchao, "Int8WeightOnlyConfig", "torchao"),
+    Row("int8-quanto", "8-bit integers: half of bf16, hardly any loss.", "quanto", "qint8", "optimum-quanto", 8, input_multiple=16),
+    Row("int4-quanto", "4-bit integers: a quarter of bf16, a loss that shows.", "quanto", "qint4", "optimum-quanto", 4.25, compiles=True),
+    Row("int2-quanto", "2-bit integers: an eighth of bf16, a heavy loss.", "quanto", "qint2", "optimum-quanto", 2.25, compiles=True),
+    Row("fp8-quanto", "8-bit floats (e4m3): half of bf16, a small loss.", "quanto", "qfloat8", "optimum-quanto", 8),
+    Row("int8-torchao", "8-bit integers of torchao: half of bf16, hardly any loss.", "torchao", "Int8WeightOnlyConfig", "torchao", 8),
+    Row("fp8wo-torchao", "8-bit floats of torchao (e4m3): half of bf16, a small loss.", "torchao", "Float8WeightOnlyConfig", "torchao", 8),
+    Row(
+        "fp8-torchao",
+        "The same, and the product in 8-bit floats too: for cards that have such units (Ada, Hopper and later).",
+        "torchao",
+        "Float8DynamicActivationFloat8WeightConfig",
+        "torchao",
+        8,
+        input_multiple=16,
+        output_multiple=16,
+        capability=(8, 9),
+    ),
+    Row(
+        "int8dq-torchao",
+        "8-bit integers, and the product in 8-bit integers too.",
+        "torchao",
+        "Int8DynamicActivationInt8WeightConfig",
+        "torchao",
+        8,
+        input_multiple=16,
+        output_multiple=16,
+    ),
+    Row("nf4-bnb", "4-bit floats spaced as normal weights are (QLoRA): a quarter of bf16.", "bnb", "nf4", "bitsandbytes", 4.13, input_multiple=64),
+    Row("fp4-bnb", "4-bit floats of bitsandbytes: a quarter of bf16, more loss than nf4.", "bnb", "fp4", "bitsandbytes", 4.13, input_multiple=64),
 ]
+REFUSED = {
+    "int4-torchao": "torchao's 4-bit weights give no gradient to what they multiply, which an adapter needs (torchao 0.18)",
+    "int8dq-int4-torchao": "torchao's 4-bit weights give no gradient to what they multiply, which an adapter needs (torchao 0.18)",
+    "fp8-int4-torchao": "torchao's 4-bit weights give no gradient to what they multiply, which an adapter needs (torchao 0.18)",
+}
+"""Names that users know from elsewhere, to the reasons why they are none here."""
 
 
 def find(name: str, key: str = "base_model_precision") -> Row:
@@ -69,49 +87,36 @@ def find(name: str, key: str = "base_model_precision") -> Row:
         ConfigError: no such precision.
     """
     rows = {row.name: row for row in PRECISIONS}
+    if name in REFUSED:
+        raise ConfigError(f"{key} {name}: {REFUSED[name]}", hint="nf4-bnb and int4-quanto take as little memory.")
     if name not in rows:
         raise ConfigError(f"{key} {name!r} is unknown", hint=choose(name, rows, "precisions"))
     return rows[name]
 
 
-def quantise(module: nn.Module, name: str, keep: Sequence[str] = (), key: str = "base_model_precision") -> int:
-    """Quantise a frozen network's Linear layers in place, where it is, and freeze it.
+def quantiser_of(row: Row, device: str, key: str, capability: tuple[int, int] | None = None) -> Quantiser | None:
+    """Build what quantises layers for a row; None for what stays as it is.
 
     Args:
-        module: the network; on any device.
-        name: of a row.
-        keep: globs of layer names that stay as they are.
+        device: the type of the device that the weights will be used on.
         key: the option that asked for it, for messages.
-
-    Returns:
-        The number of layers quantised.
+        capability: of that device, if it is a CUDA one.
 
     Raises:
-        ConfigError: unknown name, missing package or compiler, or nothing to quantise.
+        ConfigError: a package or a compiler is missing, or this device has no such weights.
     """
-    row = find(name, key)
-    if row.quantiser is None:
-        module.requires_grad_(False)
-        return 0
-    if row.compiles and not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++")):
-        raise ConfigError(f"{key} {name} needs a C++ compiler, which is not installed", hint="apt install g++, or use int8-quanto.")
-    layers = _layers(module, keep, row.input_multiple)
-    if not layers:
+    if not row.library:
+        return None
+    if row.capability is not None and (capability is None or capability < row.capability):
+        needed = ".".join(map(str, row.capability))
+        has = f"is on {device}" if capability is None else f"has one of {'.'.join(map(str, capability))}"
         raise ConfigError(
-            f"{key} {name} finds no layer to quantise in {type(module).__name__}",
-            hint=f"Set {key} to no_change.",
+            f"{key} {row.name} needs a CUDA device of compute capability {needed}; this run {has}",
+            hint="Use fp8wo-torchao or int8-quanto, or nf4-bnb for the least memory.",
         )
+    if row.compiles and device == "cpu" and not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++")):
+        raise ConfigError(f"{key} {row.name} needs a C++ compiler, which is not installed", hint="apt install g++, or use int8-quanto.")
     try:
-        row.quantiser(module, layers, row.weights)
+        return plugins.load("simpletuner.memory.quantisers", row.library, Quantiser)(row.weights)  # type: ignore[type-abstract]
     except ImportError as error:
-        raise ConfigError(f"{key} {name} needs the package {row.package}: {error}", hint=f"pip install {row.package}") from error
-    module.requires_grad_(False)  # quanto's freeze fixes the values but leaves the weights trainable
-    return len(layers)
-
-
-def _layers(module: nn.Module, keep: Sequence[str], input_multiple: int) -> list[str]:
-    """Names of the Linear layers that are not to be kept."""
-    from torch.nn import Linear
-
-    fitting = [name for name, layer in module.named_modules() if isinstance(layer, Linear) and layer.in_features % input_multiple == 0]
-    return [name for name in fitting if not any(fnmatch.fnmatch(name, pattern) for pattern in keep)]
+        raise ConfigError(f"{key} {row.name} needs the package {row.package}: {error}", hint=f"pip install {row.package}") from error

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from simpletuner.models.text import TextEncoder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""Suffixes of the modules that a plain LoRA adapts, as in the training scripts of diffusers."""
 TOKENS = 77
 """Positions that every published CLIP text model has."""
 
@@ -44,3 +46,9 @@ def token_ids(text: TextEncoder, prompts: Sequence[str]) -> Tensor:
     inputs = text.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=text.tokenizer.model_max_length, return_tensors="pt")
     ids: Tensor = inputs["input_ids"].to(device)  # without a mask: the diffusers pipelines show these encoders the padding too
     return ids
+
+
+def text_model(encoder: nn.Module) -> nn.Module:
+    """The network of which adapter files speak as `text_model`: it lies in an encoder, or since transformers 5 is CLIPTextModel itself."""
+    inside: nn.Module = getattr(encoder, "text_model", encoder)
+    return inside

@@ -10,12 +10,15 @@ Letters: B batch, C latent channels, H W pixels, h w latent pixels, T text token
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from simpletuner.models.identity import digest_files
+from simpletuner.models.latents import LatentSpec
 from simpletuner.models.layout import check_model, save_model
+from simpletuner.models.recognise import Shapes
 from simpletuner.models.source import Source
 
 if TYPE_CHECKING:
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from simpletuner.diffusion.process import Process
+    from simpletuner.models.streaming import Settle
     from simpletuner.options.diffusion import Diffusion
     from simpletuner.options.models import Models
+    from simpletuner.options.validation import Validation
     from simpletuner.types import Batch, Noised, Size
 
 
@@ -37,6 +42,10 @@ class ModelFamily(ABC):
     """Which of the options of the objective have an effect: those of flow matching, or those of epsilon and v prediction."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option key to the value that this family prefers over the general default."""
+    flavour_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Flavour to the values that it prefers over those, such as the few steps to which it is distilled."""
+    assistants: ClassVar[Mapping[str, str]] = {}
+    """Flavour to the adapter on the hub that stands beside it while training: `owner/name`, or `owner/name/file.safetensors`."""
     takes_references: ClassVar[bool] = False
     """Whether the denoiser can be shown further pictures (`Batch.references`) besides the one that it learns."""
     class_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -45,18 +54,39 @@ class ModelFamily(ABC):
     """Suffixes of the modules that a plain LoRA adapts."""
     lora_target_sets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Other sets of such suffixes, which `flux_lora_target` chooses by name."""
+    pipeline_loads_lora: ClassVar[bool] = True
+    """Whether the pipeline of diffusers has `load_lora_weights`; where not, PEFT puts a plain LoRA on the denoiser."""
+    adaptable_text: Mapping[str, str] = {}
+    """Text encoders for which the pipeline of diffusers loads a LoRA, by how their keys begin in its files, to their layout's name in the
+    table of layer names that exports use."""
+    delicate_layers: ClassVar[tuple[str, ...]] = (
+        "*embed*",
+        "time_*",
+        "img_in",
+        "txt_in",
+        "caption_projection*",
+        "norm_out*",
+        "proj_out",
+        "all_final_layer*",
+    )
+    """Globs of the denoiser's layers that are never quantised: those that numbers come in by, the time among them, and go out by. They are few,
+    and their errors reach everything."""
     denoiser_folder: ClassVar[str] = "transformer"
     """The denoiser's sub-folder in diffusers layout: transformer or unet."""
+    own_options: ClassVar[tuple[str, ...]] = ()
+    """Options that mean something in few families, this among them: see `OF_FEW_FAMILIES` in `options/effects.py`."""
     original_layout: ClassVar[str | None] = None
     """The layout in which the model's makers publish it, by its name in the table of layer names that exports use; None if it is not there."""
-    modelspec_architecture: ClassVar[str | None] = None
+    modelspec_architecture: str | None = None
     """What the model specification that adapter files carry calls the architecture; the family's name if not given."""
-    kohya_base: ClassVar[str | None] = None
+    kohya_base: str | None = None
     """What kohya's scripts, and the tools that read their files, call the base model; the family's name if not given."""
     parts: tuple[str, ...]
     """Sub-folders of a whole model that training or validation reads, the denoiser's among them; a model without a VAE lacks that one."""
     t5_parts: ClassVar[tuple[str, ...]] = ()
     """Those of them that are a T5 and its tokenizer, in whose place `pretrained_t5_model_name_or_path` puts another."""
+    text_prefixes: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+    """Text encoders that single files in the layout of the model's makers hold, to what stands before the names of their tensors there."""
 
     def __init__(self, options: Models) -> None:
         """
@@ -64,7 +94,14 @@ class ModelFamily(ABC):
             ConfigError: no such flavour.
         """
         self.options = options
-        self.source = Source(options, self.flavours, self.t5_parts)
+        self.source = Source(
+            options,
+            self.flavours,
+            self.t5_parts,
+            denoiser=self.denoiser_folder,
+            text_prefixes=self.text_prefixes,
+            flavours_of=self.flavours_of,
+        )
         if not self.source.has_vae:
             self.parts = tuple(name for name in self.parts if name != "vae")
 
@@ -79,6 +116,24 @@ class ModelFamily(ABC):
     def idle(self) -> Mapping[str, str]:
         """Options without effect in this model, besides those of other objectives, to the reason. Asks nothing of the hub."""
         return {}
+
+    @classmethod
+    def flavours_of(cls, denoiser: Shapes) -> Sequence[str]:
+        """Tell of a denoiser in a single file which flavours it may be of, by the names and shapes of its tensors in either layout.
+
+        The one first whose settings are taken; none if it is of no flavour, or all are alike and the first of all will do.
+        """
+        return ()
+
+    @property
+    def takes_real_guidance(self) -> bool:
+        """Whether `validation_guidance_real` has an effect. Asks nothing of the hub."""
+        return False
+
+    @property
+    def masks_attention(self) -> bool:
+        """Whether the denoiser's attention is kept from seeing padding, at least in some batches. Asks nothing of the hub."""
+        return False
 
     # Before anything is loaded.
 
@@ -133,12 +188,28 @@ class ModelFamily(ABC):
     # Text: called first, while nothing else is loaded.
 
     @abstractmethod
-    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """Load tokenizers and text encoders, frozen; whatever object `encode_text` wants."""
+    def load_text_encoders(self, device: torch.device, dtype: torch.dtype, settles: Sequence[Settle] = ()) -> Any:
+        """Load tokenizers and text encoders, frozen; whatever object `encode_text` wants.
+
+        Args:
+            settles: how the networks are held, in the order of `text_modules`; in `dtype` on `device` if not given.
+        """
 
     @abstractmethod
     def text_modules(self, encoders: Any) -> list[nn.Module]:
         """The networks among `encoders`, in the order of text_encoder_1_precision to text_encoder_4_precision."""
+
+    def text_networks(self, encoders: Any) -> dict[str, nn.Module]:
+        """The networks among `encoders` that a LoRA can be put on, by the keys of `adaptable_text`."""
+        return {}
+
+    def empty_text_networks(self) -> dict[str, nn.Module]:
+        """The same without numbers, on the meta device."""
+        return {}
+
+    def adaptable_encoders(self, encoders: Any) -> dict[str, nn.Module]:
+        """The encoders that these networks are, or lie in, by their folders."""
+        return {}
 
     @abstractmethod
     def encode_text(self, encoders: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -154,6 +225,14 @@ class ModelFamily(ABC):
         """T, the fixed number of text tokens."""
 
     @abstractmethod
+    def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of what `encode_text` makes of one prompt, by the same names; those that end in "mask" are of 8-byte integers.
+
+        Args:
+            encoders: configurations of the text encoders, in their order; None stands for that of the released models.
+        """
+
+    @abstractmethod
     def text_fingerprint(self, memo_folder: Path | None = None) -> str:
         """Identity of all that text embeddings depend on besides the prompt and the precision: weights, tokenizer, length.
 
@@ -162,6 +241,14 @@ class ModelFamily(ABC):
         """
 
     # Latents: called second, with the text encoders gone.
+
+    @abstractmethod
+    def latent_spec(self, vae: Mapping[str, Any] | None) -> LatentSpec:
+        """Channels and stride of raw latents.
+
+        Args:
+            vae: configuration of the VAE; None stands for that of the released models.
+        """
 
     @property
     @abstractmethod
@@ -190,6 +277,21 @@ class ModelFamily(ABC):
         """Load the denoiser on the CPU in `dtype`; with `model_init: random`, from its configuration and the seed.
 
         It comes frozen and in evaluation mode; torch's own generators are left as they were.
+        """
+
+    @abstractmethod
+    def load_frozen(self, settle: Settle, seed: int) -> nn.Module:
+        """Load the denoiser layer by layer to its final form and place, frozen and in evaluation mode.
+
+        Its weights are never all in memory in the form of the file; otherwise as `load_denoiser`.
+        """
+
+    @abstractmethod
+    def denoiser_fingerprint(self, memo_folder: Path | None = None) -> str:
+        """Identity of the denoiser's files.
+
+        Args:
+            memo_folder: where digests of large files may be remembered.
         """
 
     @abstractmethod
@@ -225,8 +327,29 @@ class ModelFamily(ABC):
         """Arguments of the plain pipeline's call that set the strength of guidance, and keep it from changing the size that it is asked for."""
         return {"guidance_scale": guidance}
 
+    def guidance_arguments(self, options: Validation) -> dict[str, Any]:
+        """The same, for guidance of every sort that the options ask for."""
+        return self.pipeline_call_arguments(options.validation_guidance)
+
+    def start_strength(self, options: Diffusion) -> float | None:
+        """Share of the sampling steps that the pipeline makes of a picture that it improves; None where it makes pictures from noise alone."""
+        return None
+
+    def pipeline_callback(self, after_step: Callable[[int], None]) -> dict[str, Any]:
+        """Arguments of the pipeline's call that have it tell which sampling step, from 0, is done."""
+
+        def told(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            after_step(index)
+            return tensors
+
+        return {"callback_on_step_end": told}
+
     # Done: called at the end of a run that trained the denoiser itself.
 
-    def save_pipeline(self, denoiser: nn.Module, folder: Path) -> None:
-        """Write a whole model that diffusers loads: this denoiser, and the other parts as they came."""
-        save_model(self.source, self.denoiser_folder, denoiser, folder)
+    def save_pipeline(self, denoiser: nn.Module, folder: Path, others: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
+        """Write a whole model that diffusers loads: this denoiser, and the other parts as they came.
+
+        Args:
+            others: parts that are written from memory too, by their folders.
+        """
+        save_model(self.source, {self.denoiser_folder: denoiser, **others}, folder)

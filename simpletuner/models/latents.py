@@ -19,6 +19,15 @@ UNSTATED_SCALING = 0.18215
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """What a VAE makes of pixels."""
+
+    channels: int
+    stride_px: int
+    """Pixels to a latent pixel, along a side."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scaling:
     """Brings raw latents to about unit variance: (raw - shift) * factor."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,12 @@ def check_model(source: Source, pipeline_class: str, parts: Sequence[str], confi
         problems = _problems(*(partial(_check_part, source, name, name in config_only) for name in parts))
     if problems:
         hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
-        raise ConfigError("; ".join(problem.message for problem in problems), hint=" ".join(hints) or None)
+        messages = dict.fromkeys(problem.message for problem in problems)  # two parts may be amiss for one reason
+        raise ConfigError("; ".join(messages), hint=" ".join(hints) or None)
 
 
-def save_model(source: Source, denoiser_folder: str, denoiser: Any, folder: Path) -> None:
-    """Write a whole model: the denoiser from memory, every other part file by file from where it was read.
+def save_model(source: Source, networks: Mapping[str, Any], folder: Path) -> None:
+    """Write a whole model: some parts from memory, by their folders; every other file by file from where it was read.
 
     The folder appears complete or not at all, takes the place of an earlier one, and names no path of this machine.
     """
@@ -67,8 +68,9 @@ def save_model(source: Source, denoiser_folder: str, denoiser: Any, folder: Path
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
             continue
-        if name == denoiser_folder:
-            denoiser.save_pretrained(staged / name, safe_serialization=True)
+        if name in networks:
+            with without_bars():
+                networks[name].save_pretrained(staged / name, safe_serialization=True)
         else:
             _copy_part(source, name, staged / name)
     for path in staged.glob("*/*.json"):
@@ -93,28 +95,29 @@ def _problems(*checks: Callable[[], None]) -> list[ConfigError]:
 
 def _check_index(source: Source, pipeline_class: str) -> None:
     location = source.location
+    named = f"{'pretrained_model_name_or_path ' if source.options.pretrained_model_name_or_path else ''}{location}"
     if is_single_file(location):
         if not source.knows(""):
             return
         assert source.checkpoint is not None  # read, or refused
         location = source.base
+        named = f"single_file_base_model {location}"
     if not is_local(location):
         return
     root = Path(location).expanduser()
     if not root.is_dir():
-        named = f"single_file_base_model {location}" if is_single_file(source.location) else location
         raise ConfigError(f"{named} is not a folder", hint="Check the path; it starts from the folder in which the command runs.")
     if not (root / INDEX_FILE).is_file() and (root / "config.json").is_file():
         kind = read_json(root / "config.json").get("_class_name", "network")
         raise ConfigError(
-            f"{location} is a single {kind}, not a whole model: it has no {INDEX_FILE}",
-            hint="To replace one part of a model, set pretrained_transformer_model_name_or_path or pretrained_vae_model_name_or_path.",
+            f"{named} is a single {kind}, not a whole model: it has no {INDEX_FILE}",
+            hint=f"To replace one part of a model, set pretrained_{source.denoiser}_model_name_or_path or pretrained_vae_model_name_or_path.",
         )
     found = str(source.index.get("_class_name"))
     if found != pipeline_class:
         family = next((family for start, family in FAMILY_OF_PIPELINE.items() if found.startswith(start)), None)
         raise ConfigError(
-            f"{location} is a {found}, and model_family {source.options.model_family} needs a {pipeline_class}",
+            f"{named} is a {found}, and model_family {source.options.model_family} needs a {pipeline_class}",
             hint=_family_hint(family, source.options.model_family),
         )
 
@@ -123,7 +126,7 @@ def _family_hint(looks_like: str | None, asked: str) -> str:
     if looks_like is None:
         return "Set the model_family that it belongs to."
     if looks_like == asked:
-        return "It is of that family, but makes pictures from more than text (a refiner, inpainting, ...): set the text-to-image model beside it."
+        return "It is of that family, but makes pictures from more than text (inpainting, ...): set the text-to-image model beside it."
     return f"It looks like model_family {looks_like}. Set that, or the path of a model of {asked}."
 
 

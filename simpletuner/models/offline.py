@@ -1,23 +1,19 @@
-"""What is known of a model from the files that are on this machine, without loading it, asking the hub or importing torch.
-
-Letters: C latent channels, T text tokens, D text width.
-"""
+"""What is known of a model from the files that are on this machine, without loading it, asking the hub or importing torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simpletuner.models.family import ModelFamily
 from simpletuner.models.files import read_json
-from simpletuner.models.latents import stride_of
+from simpletuner.models.latents import LatentSpec
 from simpletuner.models.pixels import config_in_place_of_vae
 from simpletuner.models.source import Part, is_local
 
-USUAL_CHANNELS, USUAL_STRIDE_PX, USUAL_TEXT_WIDTH = 4, 8, 2048
-"""Of AuraFlow; taken where the model's own files are not here."""
 MASK_BYTES = 8
 """A token of the attention mask on disk."""
 TOKENIZER_FILE = "tokenizer.json"
@@ -27,37 +23,42 @@ TOKENIZER_FILE = "tokenizer.json"
 class Shapes:
     """What is needed to tell the size of cached latents and embeddings."""
 
-    latent_channels: int
-    stride_px: int
-    text_width: int
+    latents: LatentSpec
+    text: Mapping[str, tuple[int, ...]]
+    """Of one prompt's embeddings, by name."""
     assumed: tuple[str, ...]
     """What had to be assumed, a sentence each."""
 
 
 def shapes(family: ModelFamily) -> Shapes:
-    """Read latent channels, stride and text width from configurations on this machine, or take the usual ones."""
+    """Ask the family for shapes by the configurations on this machine, or of its released models where those are not here."""
     known = [name for name in family.parts if family.source.knows(name)]
     vae = config_here(family.source.part("vae")) if "vae" in known else None
     if not family.source.has_vae and (denoiser := config_here(family.source.part(family.denoiser_folder))) is not None:
         vae = config_in_place_of_vae(denoiser, family.source_name())
-    encoders = [config_here(family.source.part(name)) if name in known else None for name in family.parts if name.startswith("text_encoder")]
-    widths = [int(config.get("d_model") or config.get("hidden_size") or 0) if config else 0 for config in encoders]
-    channels, stride = (int(vae.get("latent_channels", USUAL_CHANNELS)), stride_of(vae)) if vae else (USUAL_CHANNELS, USUAL_STRIDE_PX)
+    names = [name for name in family.parts if name.startswith("text_encoder")]
+    encoders = [config_here(family.source.part(name)) if name in known else None for name in names]
+    latents, text = family.latent_spec(vae), family.text_shapes(encoders)
     assumed = []
     if vae is None:
-        assumed.append(f"the VAE's configuration is not on this machine: latents are taken to have {channels} channels and a stride of {stride} px")
-    if not widths or not all(widths):
-        assumed.append(f"the text encoder's configuration is not on this machine: embeddings are taken to be {USUAL_TEXT_WIDTH} numbers wide")
-    return Shapes(channels, stride, sum(widths) if widths and all(widths) else USUAL_TEXT_WIDTH, tuple(assumed))
+        assumed.append(
+            "the VAE's configuration is not on this machine: latents are taken to be those of the released models, "
+            f"{latents.channels} channels at a stride of {latents.stride_px} px"
+        )
+    if None in encoders:
+        missing = "a text encoder's configuration is not" if len(encoders) > 1 else "the text encoder's configuration is not"
+        assumed.append(f"{missing} on this machine: embeddings are taken to be those of the released models, {text['prompt'][-1]} numbers a token")
+    return Shapes(latents, text, tuple(assumed))
 
 
-def text_bytes(family: ModelFamily, width: int, number_bytes: int) -> int:
-    """Size of one caption's embedding (T, D) with its mask (T).
+def text_bytes(text: Mapping[str, tuple[int, ...]], number_bytes: int) -> int:
+    """Size of one caption's embeddings.
 
     Args:
+        text: their shapes, by name.
         number_bytes: of the precision that text encoders run in.
     """
-    return family.text_tokens * (width * number_bytes + MASK_BYTES)
+    return sum(math.prod(shape) * (MASK_BYTES if name.endswith("mask") else number_bytes) for name, shape in text.items())
 
 
 def token_counter(family: ModelFamily) -> Callable[[Sequence[str]], list[int]] | None:

@@ -23,7 +23,6 @@ CONDITIONED = {5: "a model that is told depths", 8: "a model that edits pictures
 """What a U-Net with more channels is."""
 SD2_TEXT_WIDTH = 1024
 REFINER_TEXT_WIDTH = 1280
-LARGE_SD3_BLOCKS = 38
 ADAPTER_ENDINGS = (
     "lora_down.weight",
     "lora_A.weight",
@@ -37,6 +36,15 @@ ADAPTER_ENDINGS = (
     "on_input",
 )
 QUANTISED_ENDINGS = ("scaled_fp8", ".scale_weight", ".weight_scale", ".absmax", ".qweight", ".comfy_quant")
+IDLE_STARTS = ("model_ema.", "ema.", "ema_model.", "optimizer", "lr_scheduler", "loss.", "posterior_", "denoiser.", "edm_vpred.")
+IDLE_ENDINGS = ("position_ids", "logit_scale", "num_batches_tracked")
+IDLE_NAMES = (
+    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
+    *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
+    *("logvar", "lvlb_weights", "scale_factor", "global_step", "v_pred", "ztsnr"),
+    *("norm_final.weight", "y_embedder.y_embedding", "pos_embed"),  # of Lumina 2, of Sana: diffusers' own mappings drop them
+)
+"""Tensors that files carry beside a model's own: copies, states and schedules of the training. Nothing is lost with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,6 @@ class Kind:
     """As it stands in a sentence: this file is ..."""
     family: str | None = None
     """The model_family that trains it; None where it is no denoiser that any family trains."""
-    flavour: str | None = None
-    """The flavour of that family whose settings are its own."""
     hint: str | None = None
     """The way out, where the title does not show it."""
 
@@ -61,9 +67,6 @@ VAE = Kind("a VAE, not a whole model", hint="Set pretrained_vae_model_name_or_pa
 TEXT_ENCODER = Kind("a text encoder, not a whole model", hint="The denoiser is in another file.")
 EMBEDDING = Kind("a textual inversion embedding, not a model")
 CONTROLNET = Kind("a ControlNet, not a model by itself")
-REFINER = Kind(
-    "a Stable Diffusion XL refiner, which improves pictures and makes none", hint="Train the base model: it is the one that reads prompts."
-)
 UNKNOWN = Kind("no checkpoint of a kind that is known here", hint="Is it the right file? A model in diffusers layout is set by its folder.")
 
 TRANSFORMERS: Sequence[tuple[Sequence[str], Kind]] = (
@@ -72,16 +75,8 @@ TRANSFORMERS: Sequence[tuple[Sequence[str], Kind]] = (
     (("single_stream_modulation.linear.weight",), Kind("a Flux.2 transformer", "flux2")),
     (("distilled_guidance_layer.in_proj.bias",), Kind("a Chroma transformer", "chroma")),
     (("txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias",), Kind("a HunyuanVideo transformer", "hunyuanvideo")),
-    (("double_blocks.0.img_attn.norm.key_norm.scale", "guidance_in.in_layer.weight"), Kind("a Flux.1 transformer", "flux", "dev")),
-    (("double_blocks.0.img_attn.norm.key_norm.scale",), Kind("a Flux.1 transformer", "flux", "schnell")),
-    (
-        ("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.guidance_embedder.linear_1.weight"),
-        Kind("a Flux.1 transformer", "flux", "dev"),
-    ),
-    (
-        ("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.text_embedder.linear_1.weight"),
-        Kind("a Flux.1 transformer", "flux", "schnell"),
-    ),
+    (("double_blocks.0.img_attn.norm.key_norm.scale",), Kind("a Flux.1 transformer", "flux")),
+    (("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.text_embedder.linear_1.weight"), Kind("a Flux.1 transformer", "flux")),
     (("joint_blocks.0.context_block.adaLN_modulation.1.bias",), Kind("a Stable Diffusion 3 transformer", "sd3")),
     (("pos_embed.pos_embed", "transformer_blocks.0.attn.add_k_proj.weight"), Kind("a Stable Diffusion 3 transformer", "sd3")),
     (("double_layers.0.attn.w1q.weight", "cond_seq_linear.weight"), Kind("an AuraFlow transformer", "auraflow")),
@@ -90,6 +85,7 @@ TRANSFORMERS: Sequence[tuple[Sequence[str], Kind]] = (
     (("cap_embedder.0.weight",), Kind("a Lumina 2 transformer", "lumina2")),
     (("transformer_blocks.0.img_mod.1.weight",), Kind("a Qwen-Image transformer", "qwen_image")),
     (("blocks.0.cross_attn.q_linear.weight", "blocks.0.mlp.fc1.weight"), Kind("a PixArt transformer", "pixart")),
+    (("pos_embed.proj.weight", "adaln_single.linear.weight"), Kind("a PixArt transformer", "pixart")),
     (("blocks.0.cross_attn.q_linear.weight",), Kind("a Sana transformer", "sana")),
     (("double_stream_blocks.0.block.adaLN_modulation.1.bias",), Kind("a HiDream transformer", "hidream")),
     (("head.modulation", "patch_embedding.weight"), Kind("a Wan video transformer", "wan")),
@@ -126,6 +122,11 @@ def is_quantised(shapes: Shapes) -> bool:
     return any(name.endswith(QUANTISED_ENDINGS) for name in shapes)
 
 
+def is_idle(name: str) -> bool:
+    """Whether a tensor of this name, without what stands before it, is none that a model needs."""
+    return name in IDLE_NAMES or name.startswith(IDLE_STARTS) or name.endswith(IDLE_ENDINGS)
+
+
 def denoiser_names(shapes: Shapes) -> dict[str, str]:
     """Names of the denoiser's tensors without what stands before them, to the names in the file."""
     for prefix in DENOISER_PREFIXES:
@@ -147,26 +148,7 @@ def vae_names(shapes: Shapes) -> dict[str, str]:
 
 
 def _transformer(denoiser: Shapes) -> Kind | None:
-    kind = next((kind for names, kind in TRANSFORMERS if all(name in denoiser for name in names)), None)
-    if kind is None or kind.flavour is not None:
-        return kind
-    return Kind(kind.title, kind.family, _flavour(kind.family, denoiser))
-
-
-def _flavour(family: str | None, denoiser: Shapes) -> str | None:
-    """The flavour that has this number of blocks or of positions."""
-    if family == "sd3":
-        if any(f"{blocks}.{LARGE_SD3_BLOCKS - 1}." in name for name in denoiser for blocks in ("joint_blocks", "transformer_blocks")):
-            return "large"
-        positions = denoiser.get("pos_embed", denoiser.get("pos_embed.pos_embed"))
-        return {192**2: "3.0-medium", 384**2: "medium"}.get(positions[1]) if positions else None
-    if family == "flux2":
-        modulation = denoiser.get("single_stream_modulation.lin.weight", denoiser.get("single_stream_modulation.linear.weight"))
-        return {3 * 6144: "dev", 3 * 4096: "klein-9b", 3 * 3072: "klein-4b"}.get(modulation[0]) if modulation else None
-    if family == "auraflow":
-        positions = denoiser.get("positional_encoding", denoiser.get("pos_embed.pos_embed"))
-        return {32**2: "v0.2", 96**2: "v0.3"}.get(positions[1]) if positions else None
-    return None
+    return next((kind for names, kind in TRANSFORMERS if all(name in denoiser for name in names)), None)
 
 
 def _unet(denoiser: Shapes, shapes: Shapes) -> Kind | None:
@@ -179,12 +161,14 @@ def _unet(denoiser: Shapes, shapes: Shapes) -> Kind | None:
     if entry[1] != LATENT_CHANNELS:
         title = CONDITIONED.get(entry[1], "a model that is told more than text")
         return Kind(f"{title}: its U-Net takes {entry[1]} channels", hint="Take the text-to-image model that it was made from.")
-    width = next((shape[-1] for name, shape in denoiser.items() if name.endswith(("attn2.to_k.weight", "attn2.key.weight"))), None)
+    width = unet_text_width(denoiser)
     if "label_emb.0.0.weight" in denoiser or "add_embedding.linear_1.weight" in denoiser:
-        is_refiner = width == REFINER_TEXT_WIDTH or any(name.startswith("conditioner.embedders.0.model.") for name in shapes)
-        if is_refiner:
-            return REFINER
-        return Kind("a Stable Diffusion XL model", "sdxl", "base-1.0")
+        return Kind("a Stable Diffusion XL refiner" if width == REFINER_TEXT_WIDTH else "a Stable Diffusion XL model", "sdxl")
     if width == SD2_TEXT_WIDTH or any(name.startswith("cond_stage_model.model.") for name in shapes):
-        return Kind("a Stable Diffusion 2 model", "sd2x", "2.1")
-    return Kind("a Stable Diffusion 1 model", "sd1x", "1.5")
+        return Kind("a Stable Diffusion 2 model", "sd2x")
+    return Kind("a Stable Diffusion 1 model", "sd1x")
+
+
+def unet_text_width(denoiser: Shapes) -> int | None:
+    """D, the width of the text that a U-Net attends to; None for what is no such U-Net."""
+    return next((shape[-1] for name, shape in denoiser.items() if name.endswith(("attn2.to_k.weight", "attn2.key.weight"))), None)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from simpletuner.errors import ConfigError
 from simpletuner.models.hub import fetch_file
-from simpletuner.models.recognise import Kind, denoiser_names, is_quantised, recognise, vae_names
+from simpletuner.models.recognise import Kind, denoiser_names, is_idle, is_quantised, recognise, vae_names
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +26,17 @@ SAFETENSORS = (".safetensors", ".sft")
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (*SAFETENSORS, *PICKLED, ".gguf")
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+GROUPS_SHOWN = 5
 CONVERT_HINT = "Give the safetensors file of the same model, or a folder in diffusers layout."
-TEXT_PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l."),
-    "text_encoder_2": ("conditioner.embedders.1.", "conditioner.embedders.0.model.", "text_encoders.clip_g.", "text_encoders.t5xxl."),
-    "text_encoder_3": ("text_encoders.t5xxl.",),
-}
-"""What stands before the names of each text encoder; the first that there is. Flux's second is a T5, Stable Diffusion 3's third."""
+PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
+"""What files call them, to their names in diffusers."""
+STATEMENTS: Sequence[tuple[str, Mapping[str, str]]] = (
+    ("modelspec.prediction_type", PREDICTIONS),
+    ("modelspec.predict_key", PREDICTIONS),  # ComfyUI's name for it
+    ("ss_v_parameterization", {"true": "v_prediction", "false": "epsilon"}),  # kohya's
+    ("modelspec.architecture", {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}),
+)
+"""Metadata that say what a model predicts, the surest first."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Checkpoint:
     """As the user wrote it."""
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
+    text_prefixes: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """What stands before the names of each text encoder that the family's files may hold."""
 
     @cached_property
     def kind(self) -> Kind:
@@ -56,11 +63,23 @@ class Checkpoint:
             found = denoiser_names(self.shapes) if self.kind.family else {}
             # diffusers knows the U-Net of a whole model alone; a file that holds nothing else may leave the beginning out.
             return {f"model.diffusion_model.{name}": whole for name, whole in found.items()} if "input_blocks.0.0.weight" in found else found
-        for prefix in TEXT_PREFIXES.get(part, ()):
-            whole = {name: name for name in self.shapes if name.startswith(prefix)}
-            if whole:
-                return whole
-        return {}
+        prefix = self.text_prefixes.get(part)
+        return {} if prefix is None else {name: name for name in self.shapes if name.startswith(prefix)}
+
+    @cached_property
+    def denoiser(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the denoiser's tensors, by names without what stands before them."""
+        return {name: self.shapes[whole] for name, whole in denoiser_names(self.shapes).items()}
+
+    def idle_notes(self, parts: Sequence[str]) -> list[str]:
+        """How many tensors belong to none of these parts, in a sentence if there are any; what a training leaves beside a model apart."""
+        used = {whole for part in parts for whole in self.names_of(part).values()}
+        idle = Counter(name.split(".")[0] for name in self.shapes if name not in used and not is_idle(name))
+        if not idle:
+            return []
+        groups = ", ".join(f"{name} ({count})" for name, count in idle.most_common(GROUPS_SHOWN))
+        more = f" and {len(idle) - GROUPS_SHOWN} more kinds" if len(idle) > GROUPS_SHOWN else ""
+        return [f"{idle.total()} tensors of {self.name} are of no part that is read from it and are left out: {groups}{more}"]
 
     def tensors(self, part: str, dtype: torch.dtype | None) -> dict[str, Any]:
         """Read one part's tensors, numbers with a point in `dtype`; None leaves them as they are."""
@@ -72,13 +91,10 @@ class Checkpoint:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """What the file says of its noise schedule: keys `v_pred` and `ztsnr` of derivatives of SDXL, or modelspec's prediction type."""
+        """What the file says of its noise schedule: by the keys `v_pred` and `ztsnr` of derivatives of SDXL, or in its metadata."""
         found: dict[str, Any] = {}
-        stated = {"v": "v_prediction", "epsilon": "epsilon"}.get(self.metadata.get("modelspec.prediction_type", ""))
-        if stated is not None:
-            found["prediction_type"] = stated
-        if "v_pred" in self.shapes:
-            found["prediction_type"] = "v_prediction"
+        if self._prediction is not None:
+            found["prediction_type"] = self._prediction[0]
         if "ztsnr" in self.shapes:
             found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return found
@@ -86,8 +102,19 @@ class Checkpoint:
     @property
     def schedule_marks(self) -> str:
         """Where `schedule` is from."""
-        marks = [f"its key {key}" for key in ("v_pred", "ztsnr") if key in self.shapes]
-        return " and ".join(marks) or "its modelspec.prediction_type"
+        marks = [self._prediction[1]] if self._prediction is not None else []
+        return " and ".join([*marks, *(["its key ztsnr"] if "ztsnr" in self.shapes else [])])
+
+    @property
+    def _prediction(self) -> tuple[str, str] | None:
+        """What the model predicts, and where the file says so."""
+        if "v_pred" in self.shapes:
+            return "v_prediction", "its key v_pred"
+        for key, values in STATEMENTS:
+            stated = values.get(self.metadata.get(key, "").lower())
+            if stated is not None:
+                return stated, f"its {key}"
+        return None
 
 
 def is_single_file(location: str) -> bool:
@@ -100,8 +127,11 @@ def is_address(location: str) -> bool:
     return re.match(r"https?://", location) is not None
 
 
-def open_checkpoint(location: str) -> Checkpoint:
+def open_checkpoint(location: str, text_prefixes: Mapping[str, str | tuple[str, ...]]) -> Checkpoint:
     """Read a file's header; a file on the hub is fetched first.
+
+    Args:
+        text_prefixes: as in `Checkpoint`.
 
     Raises:
         ConfigError: there is no such file, it is cut short, or of a kind that is not read.
@@ -119,7 +149,7 @@ def open_checkpoint(location: str) -> Checkpoint:
             f"{location} is quantised: its weights mean nothing without the scales beside them",
             hint="Give the file of the same model in bf16, fp16 or fp32; base_model_precision quantises it.",
         )
-    return Checkpoint(path, location, shapes, metadata)
+    return Checkpoint(path, location, shapes, metadata, text_prefixes)
 
 
 def fetch_checkpoint(location: str) -> Path:

@@ -7,7 +7,7 @@ HF_HUB_OFFLINE mean what they mean to huggingface_hub, which does the downloads 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from simpletuner.errors import ConfigError, choose
 from simpletuner.models.files import STEMS, contents, find_weights, read_json, weights_hint
 from simpletuner.models.hub import fetch_file, fetch_files
+from simpletuner.models.recognise import Shapes
 from simpletuner.models.single_file import Checkpoint, checkpoint_here, is_address, is_single_file, open_checkpoint
 from simpletuner.models.t5 import OPTION as T5_OPTION
 from simpletuner.models.t5 import TOKENIZER_FILES, encoder_class, is_of_tokenizer, tokenizer_class
@@ -143,10 +144,22 @@ class Part:
 class Source:
     """Where a run takes its model from, as its options say."""
 
-    def __init__(self, options: Models, flavours: Mapping[str, str], t5_parts: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        options: Models,
+        flavours: Mapping[str, str],
+        t5_parts: Sequence[str] = (),
+        *,
+        denoiser: str = "transformer",
+        text_prefixes: Mapping[str, str | tuple[str, ...]] | None = None,
+        flavours_of: Callable[[Shapes], Sequence[str]] = lambda shapes: (),
+    ) -> None:
         """
         Args:
             t5_parts: names of the parts that are a T5 and its tokenizer.
+            denoiser: name of the part that is trained.
+            text_prefixes: what stands before the names of each text encoder in a single file.
+            flavours_of: tells of the denoiser in a single file which flavours it may be of, the one first whose settings are taken.
 
         Raises:
             ConfigError: no such flavour, or a T5 in a single file.
@@ -162,6 +175,8 @@ class Source:
                 hint=choose(options.model_flavour, flavours, "flavours"),
             )
         self.location = options.pretrained_model_name_or_path or flavours[options.model_flavour or next(iter(flavours))]
+        self.denoiser = denoiser
+        self._text_prefixes, self._flavours_of = text_prefixes or {}, flavours_of
         self._parts: dict[str, Part] = {}
         self._opened: dict[str, Checkpoint] = {}
         self._replaced = {
@@ -216,13 +231,13 @@ class Source:
             return self.location
         if self.options.single_file_base_model:
             return self.options.single_file_base_model
-        found = self.checkpoint.kind.flavour if self.checkpoint else None
-        flavour = self.options.model_flavour or found
+        found = self._flavours_of(self.checkpoint.denoiser) if self.checkpoint else ()
+        flavour = self.options.model_flavour or next(iter(found), None)
         return self._flavours.get(flavour or "", next(iter(self._flavours.values())))
 
     def denoiser_checkpoint(self) -> Checkpoint | None:
         """The single file that the denoiser is from, if it is from one."""
-        replacing = self._replaced["transformer"][0] or self._replaced["unet"][0]
+        replacing = self._replaced[self.denoiser][0]
         if replacing is not None:
             return self._open(replacing) if is_single_file(replacing) else None
         return self.checkpoint
@@ -232,18 +247,41 @@ class Source:
         return {} if checkpoint is None else checkpoint.schedule
 
     def _open(self, location: str, part: str = "") -> Checkpoint:
-        """Open a single file that should hold a denoiser of this family, or that part."""
-        if location in self._opened:
-            return self._opened[location]
-        checkpoint, family = open_checkpoint(location), self.options.model_family
+        """Open a single file that should hold a denoiser of this family, or that part; errors name the option that points to it."""
+        try:
+            return self._opened_for(location, part)
+        except ConfigError as error:
+            option = "pretrained_model_name_or_path" if location == self.location else f"pretrained_{part or self.denoiser}_model_name_or_path"
+            raise ConfigError(f"{option}: {error.message}", hint=error.hint) from error
+
+    def _opened_for(self, location: str, part: str) -> Checkpoint:
+        if location not in self._opened:
+            self._opened[location] = open_checkpoint(location, self._text_prefixes)
+        # One file may be given for two parts: what it should hold is asked each time.
+        checkpoint, family = self._opened[location], self.options.model_family
         kind = checkpoint.kind
         if part == "vae" and not checkpoint.names_of("vae"):
             raise ConfigError(f"{location} holds no VAE: it is {kind.title}", hint="pretrained_vae_model_name_or_path takes a file that holds one.")
         if part != "vae" and kind.family != family:
             hint = f"Set model_family to {kind.family}." if kind.family else kind.hint
             raise ConfigError(f"{location} is {kind.title}; model_family {family} cannot be trained from it", hint=hint)
-        self._opened[location] = checkpoint
+        if part != "vae":
+            self._check_flavour(checkpoint)
         return checkpoint
+
+    def _check_flavour(self, checkpoint: Checkpoint) -> None:
+        """Refuse a denoiser that is of another flavour than the one asked for, or than the model that it should be put into.
+
+        Raises:
+            ConfigError: says of which it is.
+        """
+        released = None if is_single_file(self.location) else {location: name for name, location in self._flavours.items()}.get(self.location)
+        asked, found = self.options.model_flavour or released, self._flavours_of(checkpoint.denoiser)
+        if asked is None or not found or asked in found:
+            return
+        said = f"model_flavour is {asked}" if self.options.model_flavour else f"{self.location}, the model that it would go into, is {asked}"
+        names = " or ".join(found)
+        raise ConfigError(f"{checkpoint.name} is {checkpoint.kind.title} of flavour {names}, and {said}", hint=f"Set model_flavour to {names}.")
 
     @property
     def flavour(self) -> str | None:
@@ -272,6 +310,8 @@ class Source:
             mine = [name for name in parts if not self.is_replaced(name) and self.part(name).checkpoint is not None]
             rest = [name for name in parts if name not in mine and not self.is_replaced(name)]
             found.append(f"{', '.join(mine)} from {self.location}; {', '.join(rest)} from {self.base}")
+            assert self.checkpoint is not None
+            found += self.checkpoint.idle_notes(parts)
         return found
 
     def _has_variant(self, parts: Sequence[str]) -> bool:
@@ -283,7 +323,7 @@ class Source:
     @property
     def is_here(self) -> bool:
         """Whether all that tells which sizes the model takes is on this machine; a T5 tells nothing of them."""
-        replacing = (self._replaced[name][0] for name in ("transformer", "unet", "vae"))
+        replacing = (self._replaced[name][0] for name in (self.denoiser, "vae"))
         return is_local(self.location) and is_local(self.base) and all(is_local(location) for location in replacing if location is not None)
 
     @cached_property

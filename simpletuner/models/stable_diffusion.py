@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.models.clip import encode_last
-from simpletuner.models.text import TextEncoder
+from simpletuner.models.text import TextEncoder, width_of
 from simpletuner.models.unet import UNetFamily
 
 if TYPE_CHECKING:
@@ -27,10 +27,15 @@ class StableDiffusion(UNetFamily):
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "StableDiffusionPipeline"
     original_layout = "sd"
+    adaptable_text: Mapping[str, str] = {"text_encoder.text_model": "clip"}
+    text_prefixes: ClassVar = {"text_encoder": "cond_stage_model."}
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D)."""
         return {"prompt": encode_last(encoders[0], prompts)}
+
+    def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
+        return {"prompt": (self.text_tokens, width_of(encoders[0], self.released_text_width))}
 
     def predict(self, denoiser: nn.Module, noised: Noised, batch: Batch) -> Tensor:
         """Noise, velocity or data, as the schedule says, (B, C, h, w)."""

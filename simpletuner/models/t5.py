@@ -11,6 +11,8 @@ from simpletuner.errors import ConfigError
 OPTION = "pretrained_t5_model_name_or_path"
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """What config.json calls a model's kind, to the class in transformers that has its encoder alone."""
+WIDTH_KEYS = ("joint_attention_dim", "caption_channels")
+"""Where a denoiser's config.json says how wide the embeddings are that it takes."""
 USUAL_TOKENIZER = "T5Tokenizer"
 """Of tokenizers whose settings are from before they said so."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "*.model")
@@ -49,9 +51,9 @@ def check_width(config: Mapping[str, Any], denoiser_config: Mapping[str, Any], l
     Raises:
         ConfigError: says both widths.
     """
-    width, wanted = config.get("d_model"), denoiser_config.get("joint_attention_dim")
-    if width and wanted and width != wanted:
+    width, key = config.get("d_model"), next((key for key in WIDTH_KEYS if denoiser_config.get(key)), None)
+    if key and width and width != (wanted := denoiser_config[key]):
         raise ConfigError(
             f"the embeddings of {OPTION} {location} are {width} numbers wide, and the denoiser takes {wanted}",
-            hint="Take an encoder of that width; for a denoiser with random weights, joint_attention_dim in its config.json says it.",
+            hint=f"Take an encoder of that width; for a denoiser with random weights, {key} in its config.json says it.",
         )

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from simpletuner.models.loading import load_network
+from simpletuner.models.loading import load_network, stream_network
 from simpletuner.models.source import Source
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from simpletuner.models.streaming import Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,40 @@ class TextEncoder:
     encoder: nn.Module
 
 
+def width_of(config: Mapping[str, Any] | None, released: int) -> int:
+    """D, from the configuration of a text encoder, of which the language model may be one part of two; `released` where there is none."""
+    inner = {} if config is None else {**config, **(config.get("text_config") or {})}
+    return int(inner.get("d_model") or inner.get("hidden_size") or released)
+
+
+def pooled_width_of(config: Mapping[str, Any] | None, released: int) -> int:
+    """P, from the configuration of a CLIP with a projection."""
+    return int((config or {}).get("projection_dim") or width_of(config, released))
+
+
 def load_text_encoder(
-    source: Source, device: torch.device, dtype: torch.dtype, encoder: str = "text_encoder", tokenizer: str = "tokenizer"
+    source: Source,
+    device: torch.device,
+    dtype: torch.dtype,
+    encoder: str = "text_encoder",
+    tokenizer: str = "tokenizer",
+    settle: Settle | None = None,
 ) -> TextEncoder:
     """Load the classes that the model's own pipeline would, so that both read a prompt alike.
 
     Args:
         encoder, tokenizer: names of the two parts.
+        settle: how the encoder is held, layer by layer; as its files are, in `dtype` on `device`, if not given.
     """
-    network = load_network(source.class_of(encoder), source.part(encoder), dtype)
-    return TextEncoder(source.class_of(tokenizer).from_pretrained(source.part(tokenizer).folder()), network.to(device))
+    network = load_encoder(source, device, dtype, encoder, settle)
+    return TextEncoder(source.class_of(tokenizer).from_pretrained(source.part(tokenizer).folder()), network)
+
+
+def load_encoder(source: Source, device: torch.device, dtype: torch.dtype, encoder: str, settle: Settle | None) -> nn.Module:
+    """Load a text encoder alone, as `load_text_encoder` does."""
+    kind, part = source.class_of(encoder), source.part(encoder)
+    network: nn.Module = load_network(kind, part, dtype).to(device) if settle is None else stream_network(kind, part, settle)
+    return network
 
 
 def encode_masked(text: TextEncoder, prompts: Sequence[str], tokens: int) -> dict[str, Tensor]:
@@ -93,6 +119,11 @@ def encode_both_ways(pipeline: type[Any], text: TextEncoder, prompts: Sequence[s
         "negative": negative,
         "negative_mask": negative_mask,
     }
+
+
+def both_ways_shapes(tokens: int, width: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `encode_both_ways` gives of one prompt."""
+    return {"prompt": (tokens, width), "mask": (tokens,), "negative": (tokens, width), "negative_mask": (tokens,)}
 
 
 def fill_up(states: Sequence[Tensor], tokens: int) -> dict[str, Tensor]:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.errors import ConfigError
 from simpletuner.models import pixels as pixel_space
+from simpletuner.models.clip import text_model
 from simpletuner.models.family import ModelFamily
 from simpletuner.models.identity import digest_files
-from simpletuner.models.latents import Scaling, decode_any_precision, encode_posterior, scaling_of, stride_of
-from simpletuner.models.loading import load_network, random_network
+from simpletuner.models.latents import LatentSpec, Scaling, decode_any_precision, encode_posterior, scaling_of, stride_of
+from simpletuner.models.loading import load_network, random_network, stream_network
 from simpletuner.models.source import Part, is_local
+from simpletuner.models.streaming import Settle, settle_layers
 from simpletuner.models.t5 import check_width, encoder_class
-from simpletuner.models.text import TextEncoder, load_text_encoder
+from simpletuner.models.text import TextEncoder, load_text_encoder, width_of
 from simpletuner.types import Size
 
 if TYPE_CHECKING:
@@ -38,8 +40,12 @@ class UsualFamily(ModelFamily):
     """The denoiser's class in diffusers."""
     vae_class: ClassVar[str] = "AutoencoderKL"
     """The VAE's class in diffusers."""
-    text_parts: ClassVar[Sequence[tuple[str, str]]]
+    text_parts: Sequence[tuple[str, str]]
     """Folders of each text encoder and its tokenizer, in the order in which `encode_text` wants them."""
+    released_latents: ClassVar[LatentSpec] = LatentSpec(channels=4, stride_px=8)
+    """Of the released models' VAE."""
+    released_text_width: ClassVar[int] = 4096
+    """Of the released models' text encoder: of a T5-XXL, if not given."""
     vae_has_shift: ClassVar[bool] = False
     """Whether the pipeline undoes the VAE's `shift_factor` when it decodes."""
     takes_pixels: ClassVar[bool] = False
@@ -100,12 +106,38 @@ class UsualFamily(ModelFamily):
 
     # Text.
 
-    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
+    def load_text_encoders(self, device: torch.device, dtype: torch.dtype, settles: Sequence[Settle] = ()) -> list[TextEncoder]:
         self._check_t5()
-        return [load_text_encoder(self.source, device, dtype, encoder, tokenizer) for encoder, tokenizer in self.text_parts]
+        given = dict(enumerate(settles))
+        return [load_text_encoder(self.source, device, dtype, *names, given.get(number)) for number, names in enumerate(self.text_parts)]
 
     def text_modules(self, encoders: Sequence[TextEncoder]) -> list[nn.Module]:
         return [text.encoder for text in encoders]
+
+    def text_networks(self, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:
+        return self._networks_in(self.adaptable_encoders(encoders))
+
+    def adaptable_encoders(self, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:
+        wanted = {key.split(".")[0] for key in self.adaptable_text}
+        return {name: text.encoder for (name, _), text in zip(self.text_parts, encoders) if name in wanted}
+
+    def empty_text_networks(self) -> dict[str, nn.Module]:
+        import torch
+
+        def empty(name: str) -> nn.Module:
+            kind: Any = self.source.class_of(name)
+            with torch.device("meta"):
+                network: nn.Module = kind(kind.config_class.from_dict(self.source.part(name).config()))
+            return network
+
+        return self._networks_in({name: empty(name) for name, _ in self.text_parts if any(key.split(".")[0] == name for key in self.adaptable_text)})
+
+    def _networks_in(self, encoders: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        return {key: text_model(encoders[name]) for key in self.adaptable_text if (name := key.split(".")[0]) in encoders}
+
+    def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
+        """`prompt` (T, D) of one encoder, and its `mask` (T)."""
+        return {"prompt": (self.text_tokens, width_of(encoders[0], self.released_text_width)), "mask": (self.text_tokens,)}
 
     def text_fingerprint(self, memo_folder: Path | None = None) -> str:
         names = [name for pair in self.text_parts for name in pair]
@@ -138,8 +170,22 @@ class UsualFamily(ModelFamily):
         import diffusers
 
         kind, part = getattr(diffusers, self.denoiser_class), self.source.part(self.denoiser_folder)
-        denoiser: nn.Module = random_network(kind, part, dtype, seed) if self.starts_random else load_network(kind, part, dtype)
+        return self.prepare_denoiser(random_network(kind, part, dtype, seed) if self.starts_random else load_network(kind, part, dtype))
+
+    def load_frozen(self, settle: Settle, seed: int) -> nn.Module:
+        import diffusers
+
+        kind, part = getattr(diffusers, self.denoiser_class), self.source.part(self.denoiser_folder)
+        if self.starts_random:
+            return self.prepare_denoiser(settle_layers(random_network(kind, part, settle.dtype, seed), settle, []))
+        return self.prepare_denoiser(stream_network(kind, part, settle))
+
+    def prepare_denoiser(self, denoiser: nn.Module) -> nn.Module:
+        """What the family changes of a denoiser as diffusers made it; nothing."""
         return denoiser
+
+    def denoiser_fingerprint(self, memo_folder: Path | None = None) -> str:
+        return digest_files(self.source.part(self.denoiser_folder).files(), memo_folder)
 
     def empty_denoiser(self) -> nn.Module:
         import diffusers
@@ -181,9 +227,12 @@ class UsualFamily(ModelFamily):
             return pixel_space.config_in_place_of_vae(self.denoiser_config, self.source_name())
         return self.source.part("vae").config()
 
+    def latent_spec(self, vae: Mapping[str, Any] | None) -> LatentSpec:
+        return self.released_latents if vae is None else LatentSpec(int(vae.get("latent_channels", self.released_latents.channels)), stride_of(vae))
+
     @property
     def vae_stride(self) -> int:
-        return stride_of(self.vae_config)
+        return self.latent_spec(self.vae_config).stride_px
 
     @cached_property
     def _scaling(self) -> Scaling:

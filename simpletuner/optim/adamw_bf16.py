@@ -1,15 +1,26 @@
-"""AdamW for bf16 weights: the arithmetic in float32, weights and state kept in bf16 by stochastic rounding."""
+"""AdamW for bf16 weights: the arithmetic in float32, weights and state kept in bf16 by stochastic rounding.
+
+Letters: N numbers of the tensors that are updated at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 from simpletuner.randomness import seed_from
+
+MOST_ON_CPU, MOST_ELSEWHERE = 1 << 18, 1 << 22
+"""Numbers that are updated at once: what a cache holds, or what keeps an accelerator busy. Some 30 bytes each are needed meanwhile."""
+FUSED_DEVICES = ("cuda", "cpu")
+LOWER_HALF = (1 << 16) - 1
 
 
 class AdamWBF16(Optimizer):
@@ -44,35 +55,91 @@ class AdamWBF16(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for number, group in enumerate(self.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    self._update(parameter, group, f"{number}.{index}")
+            most = MOST_ON_CPU if group["params"][0].device.type == "cpu" else MOST_ELSEWHERE
+            for part, parameters in enumerate(parts(group["params"], self._kind, most)):
+                self._update(parameters, group, f"{number}.{part}")
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], place: str) -> None:
+    def _kind(self, parameter: nn.Parameter) -> tuple[torch.device, torch.dtype, int]:
+        """Parameters are updated at once that have this in common; the last is the steps that they had."""
         state = self.state[parameter]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-        state["step"] += 1
-        (beta1, beta2), lr, step = group["betas"], group["lr"], state["step"]
+        return parameter.device, parameter.dtype, state["step"]
 
-        assert parameter.grad is not None  # the caller skips those without
-        grad = parameter.grad.float()
-        mean = state["exp_avg"].float().lerp(grad, 1 - beta1)
-        square = state["exp_avg_sq"].float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        scale = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-        value = parameter.float() * (1 - lr * group["weight_decay"])
-        value.addcdiv_(mean, scale, value=-lr / (1 - beta1**step))
+    def _update(self, parameters: Sequence[nn.Parameter], group: dict[str, Any], place: str) -> None:
+        """Update them as one flat tensor: hundreds of small ones would cost more in calls than in arithmetic."""
+        states = [self.state[parameter] for parameter in parameters]
+        for state in states:
+            state["step"] += 1
+        step = states[0]["step"]
+        means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
 
-        generator = torch.Generator(parameter.device).manual_seed(seed_from("adamw_bf16", group["seed"], step, place))
-        for target, exact in ((state["exp_avg"], mean), (state["exp_avg_sq"], square), (parameter, value)):
-            target.copy_(round_stochastically(exact, generator) if target.dtype == torch.bfloat16 else exact)
+        grad = flat([parameter.grad for parameter in parameters if parameter.grad is not None])  # (N,); all of them have one
+        mean, square, value = flat(means), flat(squares), flat(parameters)
+        adamw(
+            [value],
+            [grad],
+            [mean],
+            [square],
+            max_exp_avg_sqs=[],
+            state_steps=[torch.full((), step - 1.0, device=value.device)],  # it counts on
+            fused=value.device.type in FUSED_DEVICES,
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+        if parameters[0].dtype == torch.bfloat16:
+            generator = torch.Generator(value.device).manual_seed(seed_from("adamw_bf16", group["seed"], step, place))
+            for exact, chance in zip((mean, square, value), chances(len(value), generator)):
+                round_stochastically_(exact, chance)
+        pairs: list[tuple[list[Tensor], Tensor]] = [(means, mean), (squares, square), ([*parameters], value)]
+        for targets, new in pairs:
+            torch._foreach_copy_(targets, _unflatten_dense_tensors(new, targets))
 
 
-def round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Round float32 to a neighbour in bf16, up or down with the chance that keeps the mean.
+def parts(parameters: Iterable[nn.Parameter], kind: Callable[[nn.Parameter], Any], most: int) -> Iterator[list[nn.Parameter]]:
+    """Part those that have a gradient into runs of one kind, of at most `most` numbers or a single tensor."""
+    for _, alike in groupby((parameter for parameter in parameters if parameter.grad is not None), kind):
+        part, size = list[nn.Parameter](), 0
+        for parameter in alike:
+            if part and size + parameter.numel() > most:
+                yield part
+                part, size = [], 0
+            part.append(parameter)
+            size += parameter.numel()
+        yield part
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All their numbers in one new float32 tensor, (N,)."""
+    joined: Tensor = _flatten_dense_tensors(tensors)
+    return joined.clone() if len(tensors) == 1 and joined.dtype == torch.float32 else joined.float()
+
+
+def chances(count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Draw `count` 16-bit numbers three times, int32, (N,). Each two draws are independent: the third is the sum of the others.
+
+    One draw is to be used before the next is asked for: the third takes the place of the first.
+    """
+    drawn = torch.empty(count, dtype=torch.int32, device=generator.device).random_(-(1 << 31), (1 << 31) - 1, generator=generator)
+    high = (drawn >> 16).bitwise_and_(LOWER_HALF)
+    yield drawn.bitwise_and_(LOWER_HALF)
+    yield high
+    yield drawn.add_(high).bitwise_and_(LOWER_HALF)
+
+
+def round_stochastically_(value: Tensor, chance: Tensor) -> Tensor:
+    """Round float32 in place to a neighbour that bf16 has, up or down with the chance that keeps the mean.
 
     bf16 is the upper half of a float32: a random lower half is added, and the carry decides.
+
+    Args:
+        chance: numbers in [0, 2**16), int32, of the same shape.
     """
-    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
-    return (value.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    value.view(torch.int32).add_(chance).bitwise_and_(~LOWER_HALF)
+    return value

@@ -6,28 +6,33 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from simpletuner.errors import ConfigError, choose
 from simpletuner.optim import schedules
+from simpletuner.optim.averaging import Averaging
 from simpletuner.optim.catalogue import Row, find
 
 if TYPE_CHECKING:
     from simpletuner.options.optim import Optim
 
-OURS = {"self", "params", "lr", "gradient_release"}
+OURS = {"self", "params", "lr", "gradient_release", "fused_back_pass"}
 """Arguments that a user may not set: the trainer does, or could not follow."""
-FUSED_DEVICES = ("cuda", "cpu")
 SETTINGS = ("initial_lr", "betas", "eps", "momentum", "weight_decay")
 """What a user sets in a group; the rest of it (steps, estimates) is state."""
 
 
-def build_optimizer(options: Optim, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+def build_optimizer(options: Optim, parameters: Mapping[str, nn.Parameter], text: Mapping[str, nn.Parameter] = MappingProxyType({})) -> Optimizer:
     """Make the optimizer over all parameters as one group; `initial_lr` in it is the rate at its peak.
+
+    Args:
+        text: those of the parameters that are on text encoders: a group of their own, with a rate of their own.
 
     Raises:
         ConfigError: unknown name, missing package, unknown or refused argument.
@@ -42,16 +47,20 @@ def build_optimizer(options: Optim, parameters: Mapping[str, nn.Parameter]) -> O
     _check_arguments(row, kind, given)
     arguments = {**row.defaults, **given}
     if row.fuses and not {"fused", "foreach", "differentiable"} & arguments.keys():
-        arguments["fused"] = all(parameter.device.type in FUSED_DEVICES for parameter in parameters.values())
+        arguments["fused"] = all(_is_fusable(parameter) for parameter in parameters.values())
     if row.has_triton and any(parameter.device.type == "cpu" for parameter in parameters.values()):
         arguments.setdefault("triton", False)
+    check_devices(row, {parameter.device for parameter in parameters.values()})
     rate = options.learning_rate if row.rate is None else row.rate
+    rates = [rate, rate if row.rate is not None else options.text_encoder_lr or rate]
+    main = [parameter for name, parameter in parameters.items() if name not in text]
+    groups = [{"params": members, "lr": own, "initial_lr": own} for members, own in zip((main, list(text.values())), rates) if members]
     try:
-        optimizer = kind(list(parameters.values()), lr=rate, **arguments)
-    except (ValueError, TypeError) as error:  # what the class itself says of its arguments
+        optimizer = kind(groups, lr=rate, **arguments)
+    except (ValueError, TypeError, NotImplementedError) as error:  # what the class itself says of its arguments
         raise ConfigError(f"optimizer {row.name!r} refuses its arguments: {error}", hint="Look at optimizer_config.") from error
-    for group in optimizer.param_groups:
-        group["initial_lr"] = rate
+    if isinstance(optimizer, Averaging):
+        optimizer.train()
     return optimizer
 
 
@@ -92,8 +101,20 @@ def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
         raise ConfigError(
             f"the saved state of the optimizer does not fit: {error}", hint="Continue with the adapter that the run began with, or start afresh."
         ) from error
+    _take_as_saved(optimizer, state)
     for group, settings in zip(optimizer.param_groups, own):
         group.update(settings)
+
+
+def _take_as_saved(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Put back what torch cast to the dtype of its parameter: float32 state of bf16 weights would lose its tail."""
+    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"]):
+        for parameter, number in zip(group["params"], saved_group["params"]):
+            state = optimizer.state[parameter] if number in saved["state"] else {}
+            for key, value in state.items():
+                before = saved["state"][number].get(key)
+                if type(value) is type(before) is Tensor and value.dtype != before.dtype:
+                    state[key] = before.to(value.device, copy=True)
 
 
 def parse_arguments(config: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -133,6 +154,24 @@ def _value(value: Any) -> Any:
         return _value(ast.literal_eval(value))
     except (ValueError, SyntaxError):  # plain text
         return value
+
+
+def _is_fusable(parameter: Tensor) -> bool:
+    """Whether torch's fused kernels can be had, and trusted: on a CPU those of SGD (2.13) leave most of a 16-bit tensor as it was."""
+    return parameter.device.type == "cuda" or (parameter.device.type == "cpu" and parameter.dtype == torch.float32)
+
+
+def check_devices(row: Row, devices: Set[torch.device]) -> None:
+    """Refuse a GPU that lacks what the row's kernels need, which would only show at the first step."""
+    if row.capability is None:
+        return
+    for device in devices:
+        found = torch.cuda.get_device_capability(device) if device.type == "cuda" else row.capability
+        if found < row.capability:
+            have, need = (".".join(map(str, one)) for one in (found, row.capability))
+            raise ConfigError(
+                f"optimizer {row.name!r} needs a GPU of compute capability {need}, and {device} has {have}", hint="Take ao-adamw8bit in its place."
+            )
 
 
 def _check_arguments(row: Row, kind: Callable[..., Any], given: Mapping[str, Any]) -> None:

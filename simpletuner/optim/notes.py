@@ -24,7 +24,12 @@ def notes(options: Optim) -> tuple[str, ...]:
         if value != type(options).model_fields[key].default:
             heeding = ", ".join(row.name for row in SCHEDULES if key in row.heeds)
             said.append(f"{key} {value:g} has no effect with lr_scheduler {schedule.name} (it has with {heeding})")
-    own_rate = next((row.rate for row in OPTIMIZERS if row.name == options.optimizer), None)
+    optimizer = next((row for row in OPTIMIZERS if row.name == options.optimizer), None)
+    if optimizer is not None and optimizer.averages and schedule.falls:
+        said.append(f"optimizer {optimizer.name} is made for a constant rate: lr_scheduler {schedule.name} weakens what it averages late")
+    own_rate = optimizer.rate if optimizer is not None else None
     if own_rate is not None:
         said.append(f"learning_rate {options.learning_rate:g} has no effect: optimizer {options.optimizer} finds its own")
+        if options.text_encoder_lr is not None:
+            said.append(f"text_encoder_lr {options.text_encoder_lr:g} has no effect either")
     return tuple(said)

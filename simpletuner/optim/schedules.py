@@ -61,6 +61,11 @@ class Row:
     heeds: frozenset[str] = frozenset()
     """The options that shape it, besides lr_warmup_steps, which every schedule begins with; the others have no effect."""
 
+    @property
+    def falls(self) -> bool:
+        """Whether the rate is another after the warm-up than at the end."""
+        return self.fall is not stay
+
 
 END, CYCLES, POWER = "lr_end", "lr_num_cycles", "lr_power"
 SCHEDULES = [

@@ -198,6 +198,10 @@ class Diffusion(Section):
         if self.distilled_guidance_mode == "random-range" and self.distilled_guidance_min > self.distilled_guidance_max:
             keys = ("distilled_guidance_min", "distilled_guidance_max")
             yield Problem(keys, "distilled_guidance_min must not be above distilled_guidance_max")
+        if self.input_perturbation and self.diff2flow_enabled and self.diff2flow_loss:
+            keys = ("input_perturbation", "diff2flow_loss")
+            text = "the velocity is computed from the noisier input, so that the target would tell of most of the noise that was added"
+            yield Problem(keys, f"input_perturbation and diff2flow_loss exclude each other: {text}")
         if self.refiner_training and self.timestep_bias_strategy != "none":
             keys = ("refiner_training", "timestep_bias_strategy")
             yield Problem(keys, "refiner_training and timestep_bias_strategy exclude each other: both say which steps are trained")

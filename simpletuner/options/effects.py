@@ -25,18 +25,27 @@ def renders(config: TrainConfig) -> bool:
 
 PLAIN_LORA = "lora_rank lora_alpha lora_dropout peft_lora_target_modules flux_lora_target use_dora lora_init_type"
 LYCORIS = "lycoris_config init_lokr_norm"
+ASSISTANT = "assistant_lora_path assistant_lora_strength assistant_lora_inference_strength"
 PICTURES = (
-    "validation_negative_prompt validation_resolution validation_guidance validation_num_inference_steps validation_seed num_validation_images "
-    "validation_step_interval validation_on_startup validation_lycoris_strength ema_validation"
+    "validation_negative_prompt validation_resolution validation_guidance validation_guidance_real validation_num_inference_steps validation_seed "
+    "num_validation_images validation_step_interval validation_on_startup validation_lycoris_strength ema_validation"
 )
 IDLE = [
-    Idle(f"lora_type init_lora {PLAIN_LORA} {LYCORIS}", lambda c: c.adapters.model_type == "full", "model_type is full"),
+    Idle(f"lora_type lora_format init_lora {PLAIN_LORA} {LYCORIS}", lambda c: c.adapters.model_type == "full", "model_type is full"),
+    Idle(ASSISTANT, lambda c: c.adapters.disable_assistant_lora, "disable_assistant_lora is set"),
     Idle(
         PLAIN_LORA,
         lambda c: c.adapters.model_type == "lora" and c.adapters.lora_type == "lycoris",
         "with lora_type lycoris the file lycoris_config says it",
     ),
     Idle(LYCORIS, lambda c: c.adapters.model_type == "lora" and c.adapters.lora_type == "standard", "lora_type is standard"),
+    Idle("text_encoder_lr text_encoder_limit", lambda c: not c.adapters.train_text_encoder, "train_text_encoder is not set"),
+    Idle("text_encoder_batch_size", lambda c: c.adapters.train_text_encoder, "with train_text_encoder captions are encoded at every step"),
+    Idle(
+        "validation_negative_prompt",
+        lambda c: c.validation.validation_guidance == 0 and c.validation.validation_guidance_real <= 1,
+        "validation_guidance is 0: pictures follow their prompt alone",
+    ),
     Idle("validation_lycoris_strength", lambda c: c.adapters.model_type == "full", "there is no adapter"),
     Idle("flow_schedule_shift", lambda c: c.diffusion.flow_schedule_auto_shift, "flow_schedule_auto_shift finds it from the image's size"),
     Idle(
@@ -101,7 +110,6 @@ IDLE = [
     Idle("timestep_bias_begin timestep_bias_end", lambda c: c.diffusion.timestep_bias_strategy in ("earlier", "later"), "the strategy has no range"),
     Idle("timestep_bias_portion", lambda c: c.diffusion.timestep_bias_strategy == "range", "timestep_bias_strategy is range"),
     Idle("huber_c", lambda c: c.diffusion.loss_type == "l2", "loss_type is l2"),
-    Idle("flux_attention_masked_training", lambda c: c.models.model_family != "flux", "it is about Flux.1 alone"),
     Idle("grad_clip_method", lambda c: c.optim.max_grad_norm == 0, "max_grad_norm is 0, so nothing is clipped"),
     Idle("vae_cache_ondemand", lambda c: c.data.vae_cache_disable, "vae_cache_disable keeps nothing"),
     Idle("target_downsample_size", lambda c: not c.data.maximum_image_size, "maximum_image_size is not set"),
@@ -109,6 +117,23 @@ IDLE = [
     Idle("validation_prompt user_prompt_library", lambda c: c.validation.validation_disable, "validation_disable is set"),
     Idle(PICTURES, lambda c: not renders(c) and not c.validation.validation_disable, "there is neither validation_prompt nor user_prompt_library"),
     Idle(PICTURES, lambda c: c.validation.validation_disable, "validation_disable is set"),
+    Idle(
+        "gradient_checkpointing_backend gradient_checkpointing_interval gradient_checkpointing_segment_stride",
+        lambda c: not c.memory.gradient_checkpointing,
+        "gradient_checkpointing is not set",
+    ),
+    Idle(
+        "gradient_checkpointing_interval",
+        lambda c: c.memory.gradient_checkpointing_interval > 1 and not c.memory.gradient_checkpointing_segment_stride,
+        "without gradient_checkpointing_segment_stride all blocks are computed again, one by one, which takes less memory than groups",
+    ),
+    Idle(
+        "gradient_checkpointing_offload_bytes",
+        lambda c: not (c.memory.gradient_checkpointing and c.memory.gradient_checkpointing_backend == "offload"),
+        "gradient_checkpointing_backend is not offload",
+    ),
+    Idle("group_offload_blocks_per_group group_offload_to_disk_path", lambda c: not c.memory.enable_group_offload, "enable_group_offload is not set"),
+    Idle("sageattention_usage", lambda c: not c.memory.attention_mechanism.startswith("sageattention"), "attention_mechanism is no SageAttention"),
     Idle("tracker_project_name tracker_run_name logging_dir", lambda c: c.reporting.report_to == "none", "report_to is none"),
 ]
 
@@ -129,6 +154,11 @@ OF_OTHERS = {
     "denoising": {FLOW: "the model predicts noise or velocity, they belong to flow matching"},
 }
 """A family's objective to the options that belong to others, and the reason."""
+OF_FEW_FAMILIES = {
+    "data_aesthetic_score validation_start_image": "they are for the refiner of Stable Diffusion XL",
+    "flux_attention_masked_training": "it is about Flux.1 alone",
+}
+"""Options that a family has to name among its `own_options` to heed them, and the reason why others do not."""
 
 
 def without_effect(config: TrainConfig, given: Collection[str], idle_of_family: Mapping[str, str] | None = None) -> list[str]:
@@ -139,6 +169,8 @@ def without_effect(config: TrainConfig, given: Collection[str], idle_of_family: 
     """
     said: list[str] = []
     of_family = {keys.replace("distilled_guidance", GUIDANCE): because for keys, because in (idle_of_family or {}).items()}
+    if config.validation.validation_guidance_real > 1 and "validation_guidance_real" not in of_family:
+        of_family.pop("validation_negative_prompt", None)
     for idle in [*IDLE, *(Idle(keys, lambda c: True, because) for keys, because in of_family.items())]:
         keys = [key for key in idle.keys.split() if key in given and config.value(key) not in OFF]
         if keys and idle.when(config):

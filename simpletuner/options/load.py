@@ -17,8 +17,9 @@ from simpletuner.options.retired import notice
 from simpletuner.options.sources import TRUTHS, Setting
 from simpletuner.options.train_config import SECTIONS, TrainConfig, declared, spellings
 
-FamilyDefaults = Callable[[str, str | None], Mapping[str, Any]]
-"""A family's name and flavour to what it prefers; raises ConfigError if there is no such family or flavour."""
+FamilyDefaults = Callable[[str, str | None, str | None], Mapping[str, Any]]
+"""A family's name, the flavour and the model's location, where they are given, to what it prefers; raises ConfigError if there is no such family
+or flavour."""
 DEFAULT = "default"
 FLAG = "flag "
 VARIABLE = re.compile(r"\{(env:)?(\w+)\}")
@@ -161,10 +162,11 @@ def _check_open_choices(reading: _Reading, choices: Mapping[str, Collection[str]
         if setting is None or known is None or not isinstance(setting.value, str):
             continue
         for name in setting.value.lower().split(","):
-            if name.strip() not in known:
+            if option.spellings.get(name.strip(), name.strip()) not in known:
                 what = str(option.choices_from)
                 plural = "families" if what == "family" else f"{what}s"
-                reading.refuse(key, f"{key} {name.strip()!r} ({setting.origin}) is no known {what}; {choose(name.strip(), known, plural)}")
+                instead = option.instead.get(name.strip()) or choose(name.strip(), known, plural)
+                reading.refuse(key, f"{key} {name.strip()!r} ({setting.origin}) is no known {what}; {instead}")
 
 
 def _family(reading: _Reading, family_defaults: FamilyDefaults) -> tuple[str, Mapping[str, Any]]:
@@ -172,10 +174,10 @@ def _family(reading: _Reading, family_defaults: FamilyDefaults) -> tuple[str, Ma
     setting = reading.given.get("model_family")
     if setting is None or "model_family" in reading.bad:
         return "", {}
-    flavour = reading.given.get("model_flavour")
+    flavour, location = reading.given.get("model_flavour"), reading.given.get("pretrained_model_name_or_path")
     family = str(setting.value).strip().lower()
     try:
-        preferred = family_defaults(family, str(flavour.value).strip().lower() if flavour else None)
+        preferred = family_defaults(family, str(flavour.value).strip().lower() if flavour else None, str(location.value) if location else None)
     except ConfigError as error:
         key = "model_flavour" if flavour else "model_family"
         reading.refuse(key, f"{reading.label(key)}: {error.message}; {error.hint}")

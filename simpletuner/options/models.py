@@ -59,6 +59,9 @@ class Models(Section):
     tokenizer_max_length: int | None = option(None, ge=1, advanced=True)
     """Text tokens that a caption is cut or filled to; the family's own number if not given."""
 
+    data_aesthetic_score: float = option(7.0, ge=0, le=10, advanced=True)
+    """How good the pictures are, from 1 to 10: what a Stable Diffusion XL refiner is told of each, in training and in validation."""
+
     def at_folder(self, folder: Path) -> Models:
         """The same with a folder as the whole model, of which nothing is replaced or random."""
         replaced = {f"pretrained_{part}_model_name_or_path" for part in ("transformer", "unet", "vae")}

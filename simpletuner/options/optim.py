@@ -7,14 +7,41 @@ from typing import Any, Literal
 
 from simpletuner.options.option import Problem, Section, option
 
-SHORT = {"adamw": "torch-adamw", "adam": "torch-adam", "sgd": "torch-sgd", "adamw8bit": "bnb-adamw8bit", "lion8bit": "bnb-lion8bit"}
+SHORT = {
+    "adamw": "torch-adamw",
+    "adam": "torch-adam",
+    "sgd": "torch-sgd",
+    "adafactor": "torch-adafactor",
+    "adamw8bit": "bnb-adamw8bit",
+    "lion8bit": "bnb-lion8bit",
+    "pagedadamw8bit": "bnb-adamw8bit-paged",
+    "pagedlion8bit": "bnb-lion8bit-paged",
+    "adamwschedulefree": "adamw_schedulefree",
+    "adamw_schedulefree+no_kahan": "adamw_schedulefree",
+    "radamschedulefree": "radam_schedulefree",
+    "sgdschedulefree": "sgd_schedulefree",
+    "prodigyplusschedulefree": "prodigy_schedulefree",
+}
 """Names that other trainers have for optimizers of ours."""
+SDNQ = "sdnq is not supported, its licence (GPL-3.0) does not allow it; the nearest here is {}"
+UNKEPT = "its package is no longer maintained; prodigy, by the same authors, took its place"
+INSTEAD = {
+    **dict.fromkeys(("sdnq-adamw", "sdnq-adamw+no_quant"), SDNQ.format("ao-adamw8bit")),
+    "sdnq-adafactor": SDNQ.format("torch-adafactor"),
+    "sdnq-came": SDNQ.format("came"),
+    "sdnq-lion": SDNQ.format("bnb-lion8bit"),
+    **dict.fromkeys(("sdnq-muon", "sdnq-muon+quantized_matmul"), SDNQ.format("muon")),
+    **dict.fromkeys(("dadaptation", "dadaptadam", "dadaptadagrad", "dadaptsgd", "dadaptlion"), UNKEPT),
+    "adamw_schedulefree+aggressive": "the nearest here is adamw_schedulefree with a higher learning_rate",
+    "torch-sparseadam": "it is for sparse gradients, which nothing here has; the nearest is torch-adam",
+}
+"""Names that other trainers have and that are not here, to what to take in their place."""
 
 
 class Optim(Section):
     """How what is trained learns."""
 
-    optimizer: str = option("torch-adamw", ask="Which optimizer?", choices_from="optimizer", spellings=SHORT)
+    optimizer: str = option("torch-adamw", ask="Which optimizer?", choices_from="optimizer", spellings=SHORT, instead=INSTEAD)
     """Optimizer. The default suits adapters; lion ones want 3 to 10 times less `learning_rate`."""
 
     optimizer_config: dict[str, Any] | str | None = option(None, advanced=True)
@@ -22,6 +49,9 @@ class Optim(Section):
 
     learning_rate: float = option(1e-4, ask="Learning rate?", gt=0)
     """Step size at its peak. Usual for an adapter: 1e-5 to 1e-3; less for a large rank, a large file or all weights."""
+
+    text_encoder_lr: float | None = option(None, gt=0, advanced=True)
+    """The same for text encoders with `train_text_encoder`; `learning_rate` if not given. Usual: a fifth of it. The schedule is one for both."""
 
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"] = option(
         "constant", ask="How should the rate go over time?", spellings={"cosine_with_warmup": "cosine"}

@@ -32,6 +32,7 @@ def option(
     was_opposite: Iterable[str] = (),
     choices_from: str | None = None,
     spellings: Mapping[str, str] | None = None,
+    instead: Mapping[str, str] | None = None,
     advanced: bool = False,
     may_be_empty: bool = False,
     gt: float | None = None,
@@ -48,6 +49,7 @@ def option(
         was_opposite: older keys that meant the opposite of this truth value.
         choices_from: names the open set that holds its values, e.g. "optimizer".
         spellings: other spellings of its values, to the right ones.
+        instead: values that other trainers have and that are not here, to what to do about it.
         advanced: whether beginners need not see it.
         may_be_empty: whether an empty text, and null where it is allowed, are values; otherwise they count as not set.
         gt, ge, lt, le: limits of a number: greater than, at least, less than, at most.
@@ -58,6 +60,7 @@ def option(
         "was_opposite": list(was_opposite),
         "choices_from": choices_from,
         "spellings": dict(spellings or {}),
+        "instead": dict(instead or {}),
         "advanced": advanced,
         "may_be_empty": may_be_empty,
         "limits": {name: limit for name, limit in {"gt": gt, "ge": ge, "lt": lt, "le": le}.items() if limit is not None},
@@ -92,6 +95,7 @@ class Option:
     was_opposite: tuple[str, ...]
     choices_from: str | None
     spellings: Mapping[str, str]
+    instead: Mapping[str, str]
     advanced: bool
     may_be_empty: bool
 
@@ -218,6 +222,7 @@ def _option(key: str, section: type[Section]) -> Option:
         was_opposite=tuple(declared["was_opposite"]),
         choices_from=declared["choices_from"],
         spellings=declared["spellings"],
+        instead=declared["instead"],
         advanced=declared["advanced"],
         may_be_empty=declared["may_be_empty"],
     )

@@ -11,10 +11,18 @@ GONE: Mapping[str, str] = {
     "images always go into buckets by their shape": "aspect_ratio_bucketing aspect_ratio_bucket_min aspect_ratio_bucket_max",
     "it belongs to a dataset in data_backend_config": "repeats",
     "model_type and lora_type say it": "ez_model_type",
-    "PyTorch's own attention is used": "use_xformers enable_xformers_memory_efficient_attention",
+    "PyTorch's own attention is used, unless attention_mechanism says otherwise": "use_xformers enable_xformers_memory_efficient_attention",
+    "no attention here holds all its scores, so there is nothing to slice": "unet_attention_slice",
+    "in training the parts of a chunked layer are all kept, so it saves nothing": "enable_chunked_feed_forward feed_forward_chunk_size",
+    "an adapter learns each projection by itself": "fuse_qkv_projections fused_qkv_projections",
+    "with gradient_checkpointing_backend selective, what attention answered stays on the accelerator": "gradient_checkpointing_offload_attention*",
     "text encoders, VAE and denoiser are always loaded one after the other": (
-        "enable_model_cpu_offload offload_during_startup fully_unload_text_encoder"
+        "offload_during_startup fully_unload_text_encoder group_offload_text_encoder group_offload_vae"
     ),
+    "copying always goes on beside computing": "group_offload_use_stream",
+    "whole blocks are offloaded, which takes little more memory than layer by layer": "group_offload_type",
+    "blocks that wait, wait in main memory": "musubi_block_swap_device",
+    "blocks_to_swap or max_resident_weights says how much of the weights is streamed from main memory": "ramtorch ramtorch_*",
     "every step of a noise schedule is trained, whatever the spacing": "training_scheduler_timestep_spacing",
     "flow_custom_timesteps are drawn at random, each as often as it is listed": "flow_timesteps_mode",
     "it never had an effect": "use_soft_min_snr soft_min_snr_sigma_data",
@@ -27,6 +35,7 @@ GONE: Mapping[str, str] = {
     "gradients are always dropped after a step": "set_grads_to_none",
     "TF32 is on where the GPU has it": "disable_tf32 allow_tf32",
     "the average has one implementation": "ema_foreach_disable",
+    "ema_device says where the average is held": "ema_cpu_only",
     "a run ends exactly where max_train_steps or num_train_epochs says": "strict_epoch_limit ignore_final_epochs",
     "each process always draws its own numbers from the one seed": "seed_for_each_device",
     "noise is always drawn on the CPU, so that every machine draws the same": "validation_seed_source",
@@ -35,35 +44,30 @@ GONE: Mapping[str, str] = {
         "read_batch_size image_processing_batch_size max_workers aspect_bucket_worker_count enable_multiprocessing"
     ),
     "cache entries are written as they are made": "write_batch_size",
-    "the base is quantised in main memory, before it moves to the accelerator": "quantize_via",
     "no image is left out for the size of its bucket": "disable_bucket_pruning allow_dataset_oversubscription",
-    "it is written in optimizer_config": "adam_beta1 adam_beta2 adam_epsilon adam_weight_decay optimizer_beta1 optimizer_beta2",
+    "it is written in optimizer_config": "adam_beta1 adam_beta2 adam_epsilon adam_weight_decay optimizer_beta1 optimizer_beta2 prodigy_steps",
     "mixed_precision says it": "base_model_default_dtype",
+    "assistant_lora_path names the file, too: owner/name/file.safetensors": "assistant_lora_weight_name",
     "what is trained has float32 gradients": "gradient_precision",
 }
 """Why keys are not needed, to the keys."""
 
 LATER: Mapping[str, str] = {
-    "group offload": "enable_group_offload group_offload_*",
-    "streaming weights from main memory": "ramtorch ramtorch_* musubi_blocks_to_swap musubi_block_swap_device",
     "pushing to the hub": "push_to_hub push_checkpoints_to_hub push_to_hub_background hub_model_id model_card_* modelspec_comment",
     "publishing elsewhere, and scripts after a save": "publishing_config post_checkpoint_script post_upload_script",
     "scores of CLIP": "evaluation_type pretrained_evaluation_model_name_or_path",
     "evaluation by epochs, and pooled over datasets": "eval_epoch_interval eval_dataset_pooling",
     "webhooks and previews": "webhook_config webhook_reporting_interval validation_preview validation_preview_steps",
-    "training text encoders": "train_text_encoder text_encoder_lr text_encoder_limit save_text_encoder freeze_encoder* layer_freeze_strategy",
+    "training parts of a network's own weights": "save_text_encoder freeze_encoder* layer_freeze_strategy",
     "choosing text encoders": ("pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"),
     "ControlNet": "controlnet controlnet_* control conditioning_*",
-    "the aesthetic score of a refiner": "data_aesthetic_score",
     "further ways to draw noise levels": "flow_cubic_schedule_weights mixflow_*",
     "distillation and alignment": "distillation_* tread_* crepa_* layersync_*",
-    "options of other families": "t5_padding sd3_* slider_lora_target fuse_qkv_projections fused_qkv_projections unet_attention_slice",
-    "further kinds of plain LoRA": "peft_lora_mode singlora_* lora_format init_lora_step init_lora_ema assistant_lora_* disable_assistant_lora",
+    "options of other families": "t5_padding sd3_* slider_lora_target",
+    "further kinds of plain LoRA": "peft_lora_mode singlora_* init_lora_step init_lora_ema",
     "further quantisers": "sdnq_* quantize_activations quantization_config",
-    "optimizer offload": "optimizer_cpu_offload_method optimizer_offload_gradients optimizer_release_gradients fuse_optimizer prodigy_steps",
+    "optimizer offload": "optimizer_cpu_offload_method optimizer_offload_gradients optimizer_release_gradients fuse_optimizer",
     "scaling the rate with the batch": "lr_scale lr_scale_sqrt",
-    "finer gradient checkpointing": "gradient_checkpointing_*",
-    "attention kernels": "attention_mechanism sageattention_usage enable_chunked_feed_forward feed_forward_chunk_size",
     "compilation": "dynamo_*",
     "several machines, sharded training": (
         "deepspeed_config fsdp_* context_parallel_* num_machines machine_rank main_process_ip main_process_port same_network accelerate_config "
@@ -74,14 +78,13 @@ LATER: Mapping[str, str] = {
         "checkpointing_rolling_steps checkpoints_rolling_total_limit offload_during_save disk_low_* delete_model_after_load"
     ),
     "further settings of validation": (
-        "validation_adapter_* validation_disable_unconditional validation_external_* validation_guidance_real "
+        "validation_adapter_* validation_disable_unconditional validation_external_* "
         "validation_guidance_rescale validation_guidance_skip_* validation_image_format validation_image_quality "
         "validation_method validation_multigpu validation_no_cfg_until_timestep validation_noise_scheduler "
         "validation_prompt_library validation_stitch_input_location validation_using_datasets"
     ),
-    "where the average is held": "ema_device ema_cpu_only",
     "further trackers' settings": "custom_tracker tracker_image_layout",
-    "further caches": "cache_dir_vae cache_dir_text text_cache_ondemand text_cache_disable text_embed_full_cache keep_vae_loaded",
+    "further caches": "cache_dir_vae cache_dir_text text_cache_ondemand text_cache_disable text_embed_full_cache",
     "sampling weights and clean-up of datasets": (
         "data_backend_sampling max_upscale_threshold delete_unwanted_images delete_problematic_images ignore_missing_files"
     ),

@@ -161,8 +161,11 @@ def _all_keys() -> set[str]:
     return declared().keys() | spellings().keys() | set(VARIABLES.values())
 
 
-def read_words(words: Sequence[str], origin: str = "flag --{}") -> tuple[list[Setting], list[str]]:
+def read_words(words: Sequence[str], origin: str = "flag --{}", *, needs_dashes: bool = False) -> tuple[list[Setting], list[str]]:
     """Take options out of words: `--key value`, `--key=value`, a bare `--truth`, `--no-truth`, and `key=value`.
+
+    Args:
+        needs_dashes: whether `key=value` is none, where other words may be anything.
 
     Returns:
         The settings, and the words that are none; a name with dashes that nobody knows is a setting too, to be refused with the rest.
@@ -173,7 +176,7 @@ def read_words(words: Sequence[str], origin: str = "flag --{}") -> tuple[list[Se
         word = waiting.pop(0)
         name, sign, value = word.partition("=")
         key = name.lstrip("-").replace("-", "_")
-        if not (word.startswith("--") and key) and not (sign and re.fullmatch(r"[A-Za-z]\w*", name)):
+        if not (word.startswith("--") and key) and (needs_dashes or not (sign and re.fullmatch(r"[A-Za-z]\w*", name))):
             rest.append(word)
             continue
         option = declared().get(spellings().get(key, key))

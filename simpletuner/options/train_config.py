@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from simpletuner.options.adapters import Adapters
 from simpletuner.options.data import Data
 from simpletuner.options.diffusion import Diffusion
-from simpletuner.options.memory import Memory
+from simpletuner.options.memory import OFFLOADS, Memory
 from simpletuner.options.models import Models
 from simpletuner.options.optim import Optim
 from simpletuner.options.option import Option, Problem, Ruled, Section, options_of
@@ -60,6 +60,9 @@ class TrainConfig(Ruled):
         if self.adapters.model_type == "full" and self.memory.base_model_precision != "no_change":
             keys = ("base_model_precision", "model_type")
             yield Problem(keys, "base_model_precision must be no_change with model_type full: quantised weights cannot be trained")
+        for key in OFFLOADS if self.adapters.model_type == "full" else ():
+            if getattr(self.memory, key):
+                yield Problem((key, "model_type"), f"{key} cannot be with model_type full: weights that are trained cannot wait in main memory")
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from simpletuner.options.option import Problem, Section, option
 
@@ -43,6 +44,9 @@ class Training(Section):
 
     ema_decay: float = option(0.995, ge=0, lt=1, advanced=True)
     """Share of the average that stays at each update."""
+
+    ema_device: Literal["accelerator", "cpu"] = option("accelerator", advanced=True)
+    """Where the average is held, 4 bytes a trained number. On the `cpu` every update waits for a copy from the accelerator."""
 
     ema_update_interval: int = option(1, ge=1, advanced=True)
     """Optimizer steps between updates of the average."""

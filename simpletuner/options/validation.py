@@ -18,16 +18,24 @@ class Validation(Section):
     """JSON file of further prompts: {"nickname": "the prompt"}; the nickname becomes the picture's file name."""
 
     validation_negative_prompt: str = option("blurry, cropped, ugly", may_be_empty=True)
-    """What the pictures should not show; it has an effect when `validation_guidance` is above 1."""
+    """What the pictures should not show; it has an effect with classifier-free guidance alone."""
 
     validation_resolution: str = option("256", ask="Size of validation pictures?")
     """Sizes to render, e.g. 1024x768, or 1024 for a square, or several with commas."""
 
+    validation_start_image: Path | None = option(None, advanced=True)
+    """Picture, or folder of pictures, that a model which improves pictures (the SDXL refiner) starts from, one prompt after the other; the
+    first ones of the datasets if not given."""
+
     validation_guidance: float | None = option(None, ge=0)
     """How strongly pictures follow the prompt (classifier-free guidance); the family's own number if not given."""
 
+    validation_guidance_real: float = option(1.0, ge=0, advanced=True)
+    """Classifier-free guidance, with the negative prompt, of a model that is also told a guidance, such as Flux; 1 is none. It takes twice the
+    time. For Flux 2 klein it is another word for `validation_guidance`, and wins where it is above 1."""
+
     validation_num_inference_steps: int = option(30, ge=1)
-    """Steps in which a picture is rendered."""
+    """Steps in which a picture is rendered; fewer where the model's flavour is distilled to few."""
 
     validation_seed: int | None = option(None, ge=0)
     """Seed of the pictures, so that they can be compared; that of the run if not given."""

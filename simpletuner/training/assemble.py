@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +13,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from simpletuner import plugins
-from simpletuner.adapters.adapter import Adapter, Attached, Targets, kind_of
+from simpletuner.adapters.adapter import Adapter, Attached
 from simpletuner.console import Console, duration
 from simpletuner.data.sampler import Sampler
 from simpletuner.errors import ConfigError
-from simpletuner.memory.precision import quantise
+from simpletuner.memory.checkpointing import enable_checkpointing
+from simpletuner.memory.offload import Offload, check_offload, is_asked_for
 from simpletuner.memory.residency import weight_dtype
 from simpletuner.models.family import ModelFamily
+from simpletuner.optim.averaging import averaged
 from simpletuner.optim.build import build_optimizer, build_schedule
 from simpletuner.optim.catalogue import find as find_optimizer
 from simpletuner.optim.notes import notes as optimizer_notes
@@ -28,21 +29,31 @@ from simpletuner.options.load import Loaded
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.randomness import seed_from
 from simpletuner.reporting.tracker import Trackers, start_trackers
+from simpletuner.training.assistant import Assistant, find_assistant
+from simpletuner.training.assistant_rules import assistant_notes
+from simpletuner.training.attention import Attention, attention_of
+from simpletuner.training.base import check_precisions, load_denoiser
+from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.caching import Caches, fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.datasets import Datasets, find_datasets, total_steps
-from simpletuner.training.ema import Ema
+from simpletuner.training.ema import build_ema
 from simpletuner.training.evaluator import Evaluator
 from simpletuner.training.finish import call_arguments, finish, generate_line, metadata_of, triggers_of
+from simpletuner.training.layouts import OWN, refuse_layout, write_beside
+from simpletuner.training.live_text import LiveText, live_text
 from simpletuner.training.machine import start_accelerator
 from simpletuner.training.objective import loss_of, scheduled_sampling_of
 from simpletuner.training.prompts import Picture, pictures, prompts_to_show
+from simpletuner.training.recovery import Recovery, advice_of, conditions_of, no_more_room
 from simpletuner.training.resume import find, resume
 from simpletuner.training.run_folder import locked, make_writable, save_config, without_paths
 from simpletuner.training.signals import StopRequest, how_to_continue
+from simpletuner.training.starts import check_starts, with_starts
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
 from simpletuner.training.summary import show_end, show_start
+from simpletuner.training.text_rules import check_text_training
 from simpletuner.training.trainer import Pace, Trainer
 from simpletuner.training.validation import Renderer
 from simpletuner.training.validator import Validator
@@ -67,16 +78,24 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
     with StopRequest(how_to_continue(loaded.config.training.resume_from_checkpoint)).listening() as stop, ExitStack() as held:
         with stop.settling():
             run = assemble(loaded.config, console, variables, stop, held)
-            run.evaluator.before_training(run.trainer.state.step)
-            run.validator.before_training(run.trainer.state.step)
+            with averaged(run.trainer.optimizer):
+                run.evaluator.before_training(run.trainer.state.step)
+                run.validator.before_training(run.trainer.state.step)
         run.trainer.run()
-        with stop.deferred():
+        with stop.deferred(), averaged(run.trainer.optimizer):
             result = finish(run.trainer, run.family, run.denoiser, loaded.config)
         if run.trainer.accelerator.is_main_process:
-            loads_by_name = run.family.source.loads_by_name  # else no two lines of diffusers load it as it was trained
+            # Else no two lines of diffusers load it as it was trained.
+            loads_by_name = run.family.source.loads_by_name and loaded.config.adapters.lora_format == OWN
             base = run.family.source_name()
             snippet = None if not loads_by_name else run.trainer.adapter.snippet(run.family.pipeline_class, base, run.arguments, str(result.folder))
-            show_end(console, result.files, run.validator.grid, generate_line(loaded.config, result), snippet, duration(time.monotonic() - began))
+            command = generate_line(loaded.config, result, run.arguments)
+            show_end(console, result.files, run.validator.grid, command, snippet, duration(time.monotonic() - began))
+            if (layout := loaded.config.adapters.lora_format) != OWN and loaded.config.adapters.model_type == "lora":
+                console.say(f"note: the adapter is in the layout {layout}; `simpletuner export --format diffusers` or lycoris writes it for Python")
+            recovered = run.trainer.recovery.describe()
+            if recovered:
+                console.say(f"note: {recovered}")
     return 0
 
 
@@ -99,11 +118,15 @@ class Prepared:
 
     family: ModelFamily
     adapter: Adapter
+    assistant: Assistant
+    attention: Attention
     accelerator: Accelerator
     shown: list[Picture]
     """What validation renders."""
     arguments: Mapping[str, object]
     caches: Caches
+    text: LiveText | None
+    """Instead of cached embeddings, where text encoders are trained."""
     sampler: Sampler
 
 
@@ -119,11 +142,17 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
     adapter = build_adapter(config, family)
     find_optimizer(config.optim.optimizer)
     shown = pictures(config.validation, config.training.seed, family)
+    check_starts(config, family, shown)
     accelerator = start_accelerator(config)
+    check_precisions(config.memory, accelerator.device)
+    if is_asked_for(config.memory):
+        check_offload(family.empty_denoiser(), config.memory, accelerator.device)
+    attention = attention_of(config.memory, family, accelerator.device)
     make_writable(output_dir)
     if accelerator.is_main_process:
         held.enter_context(locked(output_dir))
-    for note in (*family.notes(), *family.objective_notes(config.diffusion), *optimizer_notes(config.optim)):
+    of_model = (*family.notes(), *family.objective_notes(config.diffusion), *assistant_notes(config, family), *check_text_training(config, family))
+    for note in (*of_model, *optimizer_notes(config.optim)):
         console.say(f"note: {note}")
     datasets = find_datasets(config, family, variables, console, accelerator)
     refuse_regularisation_of_full(adapter, datasets)
@@ -132,7 +161,11 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
     find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None))
     if config.adapters.init_lora and not config.adapters.init_lora.exists():
         raise ConfigError(f"init_lora {config.adapters.init_lora} does not exist", hint="Give a folder that a run saved, or a .safetensors file.")
+    shown = with_starts(shown, config, family, datasets)
     arguments = call_arguments(config, family)
+    assistant = find_assistant(config, family)
+    for note in assistant.notes:
+        console.say(f"note: {note}")
 
     # Text encoders and VAE come and go, one after the other, before the denoiser comes to stay.
     caches = fill_caches(config, family, datasets, prompts_to_show(shown), console, accelerator)
@@ -141,7 +174,8 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
         sampler = datasets.sampler(config, accelerator, console)
     held.callback(datasets.book.save)
     held.callback(caches.let_go)
-    return Prepared(family, adapter, accelerator, shown, arguments, caches, sampler)
+    text = live_text(config, family, adapter, caches.encoders)
+    return Prepared(family, adapter, assistant, attention, accelerator, shown, arguments, caches, text, sampler)
 
 
 def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Run:
@@ -154,18 +188,19 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     family, adapter, accelerator, caches = ready.family, ready.adapter, ready.accelerator, ready.caches
     output_dir = Path(config.training.output_dir)
     loader = caches.loader(ready.sampler)
-    denoiser, attached = attach_adapter(config, family, adapter, accelerator)
+    denoiser, attached, offload = attach_adapter(config, family, adapter, accelerator, ready.assistant)
+    ready.attention.attach(denoiser)
+    if accelerator.is_main_process:
+        refuse_layout(adapter, config, family)
     training = config.training
     parameters = adapter.parameters()
-    ema = Ema(parameters, training.ema_decay, training.ema_update_interval, training.ema_warmup_steps) if training.use_ema else None
+    ema = build_ema(training, parameters) if training.use_ema else None
     trackers = begin_trackers(config, output_dir, accelerator, console)
-    renderer = Renderer(
-        family, denoiser, adapter, caches.vae.get, caches.embeds.read, config.validation, config.diffusion, accelerator.device, lambda: stop.is_made
-    )
+    renderer = build_renderer(config, ready, denoiser, stop)
     validator = Validator(renderer, caches.vae, ready.shown, output_dir, config, ema, trackers, accelerator, console)
     held_out = caches.datasets.held_out_samples()
     pace = pace_of(config, total_steps(training, ready.sampler), bool(ready.shown), bool(held_out))
-    step = build_step(config, family, denoiser, adapter, accelerator)
+    step = build_step(config, family, denoiser, adapter, accelerator, ready.text)
     autocast = partial(autocast_of, config, adapter, accelerator.device)
     evaluator = Evaluator(
         step=step,
@@ -184,18 +219,19 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     trainer = Trainer(
         step=step,
         adapter=adapter,
-        optimizer=build_optimizer(config.optim, parameters),
+        optimizer=build_optimizer(config.optim, parameters, adapter.text_parameters()),
         schedule=build_schedule(config.optim, pace.total_steps),
         optim=config.optim,
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=config.memory.mixed_precision == "fp16"),
         ema=ema,
+        recovery=build_recovery(config, adapter, accelerator, console, offload),
         loader=loader,
         pace=pace,
-        state=TrainState(step=0, position=0, epoch=0, data_digest=loader.digest()),
+        state=TrainState(step=0, position=0, epoch=0, data_digest=loader.digest(), assistant=ready.assistant.identity),
         accelerator=accelerator,
         checkpoints=CheckpointFolder(output_dir, training.checkpoints_total_limit, console.warn),
         metadata=metadata_of(config, family, triggers_of(caches.datasets.plan)),
-        write_extras=lambda folder: save_config(folder, config.flat()),
+        write_extras=partial(write_extras, config, family),
         validator=validator,
         evaluator=evaluator,
         trackers=trackers,
@@ -223,6 +259,12 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     return Run(family, denoiser, trainer, validator, evaluator, ready.arguments)
 
 
+def write_extras(config: TrainConfig, family: ModelFamily, folder: Path) -> None:
+    """Add to a checkpoint what a run does not need to go on from it."""
+    write_beside(folder, config, family)
+    save_config(folder, config.flat())
+
+
 def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerator, console: Console) -> Trackers:
     """Start the trackers, on the first process alone."""
     options = config.reporting
@@ -231,7 +273,31 @@ def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerat
     return start_trackers(asked, folder, options.tracker_project_name, options.tracker_run_name, without_paths(config.flat()), console.warn)
 
 
-def build_step(config: TrainConfig, family: ModelFamily, denoiser: nn.Module, adapter: Adapter, accelerator: Accelerator) -> Step:
+def build_renderer(config: TrainConfig, ready: Prepared, denoiser: nn.Module, stop: StopRequest) -> Renderer:
+    return Renderer(
+        family=ready.family,
+        denoiser=denoiser,
+        adapter=ready.adapter,
+        load_vae=ready.caches.vae.get,
+        text=ready.text.read if ready.text else ready.caches.embeds.read,
+        options=config.validation,
+        diffusion=config.diffusion,
+        device=ready.accelerator.device,
+        assistant=ready.assistant,
+        attention=ready.attention,
+        is_stopped=lambda: stop.is_made,
+    )
+
+
+def build_recovery(config: TrainConfig, adapter: Adapter, accelerator: Accelerator, console: Console, offload: Offload) -> Recovery:
+    conditions = conditions_of(config.memory, config.training.train_batch_size, accelerator.device)
+    more_room = offload.more_room if accelerator.device.type == "cuda" else no_more_room
+    return Recovery(conditions, console.warn, advice_of(config.memory, is_full=adapter.trains_base), more_room)
+
+
+def build_step(
+    config: TrainConfig, family: ModelFamily, denoiser: nn.Module, adapter: Adapter, accelerator: Accelerator, text: LiveText | None
+) -> Step:
     process = family.process(config.diffusion)
     return Step(
         family=family,
@@ -244,6 +310,7 @@ def build_step(config: TrainConfig, family: ModelFamily, denoiser: nn.Module, ad
         rank=accelerator.process_index,
         draws_latents=config.data.vae_latent_sampling == "fresh",
         scheduled_sampling=scheduled_sampling_of(config.diffusion, family.objective),
+        encode=text.encode if text else None,
     )
 
 
@@ -263,42 +330,24 @@ def refuse_regularisation_of_full(adapter: Adapter, datasets: Datasets) -> None:
         )
 
 
-def attach_adapter(config: TrainConfig, family: ModelFamily, adapter: Adapter, accelerator: Accelerator) -> tuple[nn.Module, Attached]:
-    """Load the denoiser in its final precision, move it, and put the adapter on what it will really be trained against."""
-    denoiser = load_denoiser(config, family, adapter).to(accelerator.device)
+def attach_adapter(
+    config: TrainConfig, family: ModelFamily, adapter: Adapter, accelerator: Accelerator, assistant: Assistant
+) -> tuple[nn.Module, Attached, Offload]:
+    """Load the denoiser in its final precision, put the adapter on what it will really be trained against, and move what is to be moved."""
+    said: list[str] = []
+    denoiser, device = load_denoiser(config, family, adapter, accelerator, said.append), accelerator.device
+    if not is_asked_for(config.memory):
+        denoiser.to(device)
+    assistant.attach(denoiser, device)
     torch.manual_seed(seed_from("adapter", config.training.seed))
     attached = adapter.attach(denoiser)
     if config.adapters.init_lora:
         adapter.load(Path(config.adapters.init_lora))
-    if config.memory.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    offload = Offload(denoiser, config.memory, device)
+    adapter.to(device)
+    enable_checkpointing(denoiser, config.memory)
     denoiser.train()
-    return denoiser, attached
-
-
-def build_family(config: TrainConfig) -> ModelFamily:
-    kind = plugins.load("simpletuner.models.families", config.models.model_family, ModelFamily)  # type: ignore[type-abstract]
-    return kind(config.models)
-
-
-def build_adapter(config: TrainConfig, family: ModelFamily) -> Adapter:
-    kind = plugins.load("simpletuner.adapters.kinds", kind_of(config.adapters), Adapter)  # type: ignore[type-abstract]
-    names = (family.denoiser_folder, family.original_layout, family.lora_target_sets)
-    return kind(config.adapters, Targets(family.class_aliases, family.lora_targets, *names))
-
-
-def load_denoiser(config: TrainConfig, family: ModelFamily, adapter: Adapter) -> nn.Module:
-    """Load the base on the CPU in the precision in which it will be used."""
-    if adapter.trains_base:
-        return family.load_denoiser(torch.float32, seed_from("model", config.training.seed))
-    return load_frozen(config, family)
-
-
-def load_frozen(config: TrainConfig, family: ModelFamily) -> nn.Module:
-    """Load the base on the CPU in the precision in which it is used where it is not trained itself."""
-    denoiser = family.load_denoiser(weight_dtype(config.memory), seed_from("model", config.training.seed))
-    quantise(denoiser, config.memory.base_model_precision)
-    return denoiser
+    return denoiser, replace(attached, notes=(*attached.notes, *offload.said(), *said)), offload
 
 
 def pace_of(config: TrainConfig, steps: int, has_pictures: bool, evaluates: bool) -> Pace:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from simpletuner.console import Console
 from simpletuner.data.contents import SetAside
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.training.assemble import build_family
+from simpletuner.training.building import build_family
 from simpletuner.training.caching import open_caches
 from simpletuner.training.datasets import Datasets, find_datasets
 from simpletuner.training.machine import start_accelerator

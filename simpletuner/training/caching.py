@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from simpletuner.console import Console
-from simpletuner.data.embeds import EmbedCache
+from simpletuner.data.embeds import EmbedCache, NoEmbeds
 from simpletuner.data.index import Changes
 from simpletuner.data.latents import LatentCache
 from simpletuner.data.loader import Loader
@@ -23,11 +23,11 @@ from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
 from simpletuner.data.variation import Expansion, Variation, expand
 from simpletuner.errors import SimpleTunerError
-from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.memory import Memory
 from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.base import text_recipes
 from simpletuner.training.besides import Masks, besides_of, mask_caches
 from simpletuner.training.datasets import Datasets, changes_of
 from simpletuner.training.long_captions import LongCaptions
@@ -42,7 +42,7 @@ class Vae:
         """
         Args:
             memo_folder: where digests of large weight files are remembered.
-            stays: every step needs it, so it is never released.
+            stays: it is needed again and again, so it is never released.
         """
         self._family, self._options, self._device, self._memo_folder, self._stays = family, options, device, memo_folder, stays
         self._vae: nn.Module | None = None
@@ -96,10 +96,8 @@ class TextEncoders:
     def get(self) -> Any:
         with self._lock:
             if self._encoders is None:
-                encoders = self._family.load_text_encoders(self._device, weight_dtype(self._options))
-                for number, (precision, module) in enumerate(zip(self._precisions(), self._family.text_modules(encoders)), start=1):
-                    quantise(module, precision, key=f"text_encoder_{number}_precision")
-                self._encoders = encoders
+                recipes = text_recipes(self._options, self._device)
+                self._encoders = self._family.load_text_encoders(self._device, weight_dtype(self._options), recipes)
             return self._encoders
 
     @torch.no_grad()
@@ -111,21 +109,13 @@ class TextEncoders:
 
     def fingerprint(self) -> str:
         """What embeddings depend on besides the prompt, precision included."""
-        return f"{self._family.text_fingerprint(self._memo_folder)} {weight_dtype(self._options)} {' '.join(self._precisions())}"
+        precisions = " ".join(recipe.row.name for recipe in text_recipes(self._options, self._device))
+        return f"{self._family.text_fingerprint(self._memo_folder)} {weight_dtype(self._options)} {precisions}"
 
     def release(self) -> None:
         with self._lock:
             release(self._encoders)
             self._encoders = None
-
-    def _precisions(self) -> list[str]:
-        options = self._options
-        return [
-            options.text_encoder_1_precision,
-            options.text_encoder_2_precision,
-            options.text_encoder_3_precision,
-            options.text_encoder_4_precision,
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +125,9 @@ class Caches:
     config: TrainConfig
     datasets: Datasets
     """As they are when all images were read: without those that turned out to be damaged."""
-    embeds: EmbedCache
+    encoders: TextEncoders
+    """Still there where captions are not cached."""
+    embeds: EmbedCache | NoEmbeds
     latents: LatentCache
     masks: Masks
     vae: Vae
@@ -170,7 +162,7 @@ class Opened:
     family: ModelFamily
     places: TextPlaces
     encoders: TextEncoders
-    embeds: EmbedCache
+    embeds: EmbedCache | NoEmbeds
     vae: Vae
     stores: Mapping[str, Store]
     """Where each dataset's latents and masks are kept, by dataset id; empty if nothing is."""
@@ -230,8 +222,10 @@ def open_caches(config: TrainConfig, family: ModelFamily, datasets: Datasets, de
     memo_folder = Path(config.data.cache_dir)
     places = TextPlaces(datasets.plan)
     encoders = TextEncoders(family, config.memory, device, memo_folder)
-    embeds = EmbedCache(places.of, encoders.encode, encoders.fingerprint(), config.data.text_encoder_batch_size, warn=warn)
-    vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable)
+    embeds: EmbedCache | NoEmbeds = NoEmbeds()
+    if not config.adapters.train_text_encoder:
+        embeds = EmbedCache(places.of, encoders.encode, encoders.fingerprint(), config.data.text_encoder_batch_size, warn=warn)
+    vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable or config.memory.keep_vae_loaded)
     stores = {} if config.data.vae_cache_disable else datasets.stores()
     return Opened(config, family, places, encoders, embeds, vae, stores, warn)
 
@@ -239,7 +233,7 @@ def open_caches(config: TrainConfig, family: ModelFamily, datasets: Datasets, de
 def fill_caches(
     config: TrainConfig, family: ModelFamily, datasets: Datasets, shown: Sequence[str], console: Console, accelerator: Accelerator
 ) -> Caches:
-    """Encode whatever is missing: captions first, with nothing else loaded, then images, with the text encoders gone.
+    """Encode whatever is missing: captions first, with nothing else loaded, then images, with the text encoders gone, unless they are trained.
 
     Args:
         shown: prompts of validation, encoded along with the captions.
@@ -252,7 +246,11 @@ def fill_caches(
 
     def encode_captions(datasets: Datasets) -> dict[str, Expansion]:
         expansions, prompts = opened.prompts(datasets, shown)
-        fill_text(opened.embeds, opened.encoders, family, prompts, long_captions, console, accelerator)
+        if isinstance(opened.embeds, EmbedCache):
+            fill_text(opened.embeds, opened.encoders, family, prompts, long_captions, console, accelerator)
+        else:
+            long_captions.add(list(prompts), family.count_tokens(opened.encoders.get(), list(prompts)))
+            long_captions.warn(prompts, console)
         return expansions
 
     expansions = encode_captions(datasets)
@@ -276,7 +274,7 @@ def fill_caches(
     opened.finish()
     versions = {name: expansion.count for name, expansion in expansions.items()}
     is_pinned = accelerator.device.type == "cuda"
-    return Caches(config, datasets, opened.embeds, latents, masks, vae, is_pinned, datasets.variations(), versions, opened.let_go)
+    return Caches(config, datasets, opened.encoders, opened.embeds, latents, masks, vae, is_pinned, datasets.variations(), versions, opened.let_go)
 
 
 def fill_text(

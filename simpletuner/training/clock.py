@@ -21,7 +21,8 @@ class Clock:
     def before_call(self, denoiser: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Read the time off the sampler: what families tell their denoisers of it differs, the sampler's own scale does not."""
         scheduler = self._pipeline.scheduler
-        self._adapter.at_time(scheduler.timesteps[self._index].reshape(1) / scheduler.config.num_train_timesteps)
+        first = getattr(scheduler, "begin_index", None) or 0  # of a pipeline that goes on from a picture
+        self._adapter.at_time(scheduler.timesteps[first + self._index].reshape(1) / scheduler.config.num_train_timesteps)
 
     def after_step(self, index: int) -> None:
         self._index = index + 1

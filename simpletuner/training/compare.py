@@ -27,8 +27,8 @@ class Comparison:
     def is_equal(self) -> bool:
         return self.difference <= SHARE * self.effect + ROUNDING * self.size
 
-    def said(self) -> str:
-        return f"one denoiser call differs by {self.difference:.1e} at most; the adapter changes it by {self.effect:.1e}"
+    def said(self, what: str = "one denoiser call") -> str:
+        return f"{what} differs by {self.difference:.1e} at most; the adapter changes it by {self.effect:.1e}"
 
 
 def compare(plain: Tensor, trained: Tensor, read: Tensor) -> Comparison:

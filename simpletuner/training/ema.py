@@ -8,21 +8,32 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from simpletuner.options.training import Training
+
 
 class Ema:
     """A float32 average of the trainable parameters, by their names."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, interval: int, warmup_steps: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, interval: int, warmup_steps: int, device: torch.device | None = None
+    ) -> None:
         """
         Args:
             parameters: what is averaged; the average starts as a copy.
             decay: upper bound of the weight that the past keeps at each update.
             interval: optimizer steps between updates.
             warmup_steps: until then the average is a plain copy.
+            device: where it is held; beside the parameters if not given.
         """
         self._parameters = dict(parameters)
         self._decay, self._interval, self._warmup_steps = decay, interval, warmup_steps
-        self._average = {name: parameter.detach().float().clone() for name, parameter in self._parameters.items()}
+        self._average = {
+            name: parameter.detach().to(device or parameter.device, torch.float32, copy=True) for name, parameter in self._parameters.items()
+        }
+        # The same tensors as lists, made once: hundreds of adapters have thousands of them.
+        self._trained: list[Tensor] = list(self._parameters.values())
+        self._averages = list(self._average.values())
+        self._needs_copies = any(one.dtype != mean.dtype or one.device != mean.device for one, mean in zip(self._trained, self._averages))
 
     def decay_at(self, step: int) -> float:
         """The past's weight at optimizer step `step` (the first is 1): min((1+k)/(10+k), decay) with k = step - 1, and 0 at k = 0."""
@@ -33,11 +44,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after optimizer step `step`."""
+        """Take in the parameters after optimizer step `step`. Waits for nothing, unless the average is on another device."""
         if step % self._interval:
             return
-        new = [parameter.detach().float() for parameter in self._parameters.values()]
-        torch._foreach_lerp_(list(self._average.values()), new, 1.0 - self.decay_at(step))
+        new = self._trained
+        if self._needs_copies:
+            new = [one.to(mean.device, mean.dtype) for one, mean in zip(self._trained, self._averages)]
+        torch._foreach_lerp_(self._averages, new, 1.0 - self.decay_at(step))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -66,3 +79,9 @@ class Ema:
     def _copy(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             parameter.copy_(values[name])
+
+
+def build_ema(options: Training, parameters: Mapping[str, nn.Parameter]) -> Ema:
+    """Make the average that the options describe."""
+    device = torch.device("cpu") if options.ema_device == "cpu" else None
+    return Ema(parameters, options.ema_decay, options.ema_update_interval, options.ema_warmup_steps, device)

@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,12 @@ from pathlib import Path
 from torch import nn
 
 from simpletuner import __version__
-from simpletuner.adapters.adapter import ADAPTER_FILE
+from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter
 from simpletuner.data.plan import DataPlan
 from simpletuner.diffusion.denoising import Denoising
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.layouts import write_in_place
 from simpletuner.training.prompts import named_prompts, parse_size
 from simpletuner.training.run_folder import save_config, without_paths
 from simpletuner.training.trainer import Trainer
@@ -102,10 +103,16 @@ def finish(trainer: Trainer, family: ModelFamily, denoiser: nn.Module, config: T
         metadata = {**trainer.metadata, "step": str(trainer.state.step)}
         for folder, weights in zip(folders, (nullcontext(), trainer.ema.swapped_in() if trainer.ema else nullcontext())):
             with weights:
-                replace_files(folder, lambda staged: trainer.adapter.save(staged, metadata))
+                replace_files(folder, lambda staged: save_last(trainer.adapter, staged, metadata, config, family))
         save_config(output_dir, config.flat())
     shows_average = trainer.ema is not None and config.validation.ema_validation != "none"
     return Result(folders[-1] if shows_average else output_dir, tuple(folder / ADAPTER_FILE for folder in folders))
+
+
+def save_last(adapter: Adapter, folder: Path, metadata: Mapping[str, str], config: TrainConfig, family: ModelFamily) -> None:
+    """Write an adapter as a run leaves it, in the layout that was asked for."""
+    adapter.save(folder, metadata)
+    write_in_place(folder, config, family)
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
@@ -118,15 +125,23 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
             os.replace(path, folder / path.name)
 
 
-def generate_line(config: TrainConfig, result: Result) -> str:
-    """The command that renders a picture with what a run ended with."""
+def generate_line(config: TrainConfig, result: Result, arguments: Mapping[str, object]) -> str:
+    """The command that renders a picture with what a run ended with.
+
+    Args:
+        arguments: of the plain pipeline's call.
+    """
     prompt = next(iter(named_prompts(config.validation).values()), "your prompt")
     is_whole = config.adapters.model_type == "full"  # the pipeline needs no base
     words = ["simpletuner", "generate", prompt, "--adapter", str(config.training.output_dir if is_whole else result.folder)]
-    for key in () if is_whole else LOCATIONS:
-        value = getattr(config.models, key)
+    shows_assistant = bool(config.adapters.assistant_lora_inference_strength)
+    for key in () if is_whole else (*LOCATIONS, *(["assistant_lora_path"] if shows_assistant else [])):
+        value = config.value(key)
         if without_paths(value) != value:
             words += [f"--{key}", value]
+    start = str(config.validation.validation_start_image or "")
+    if "image" in arguments and (not start or without_paths(start) != start):
+        words += ["--image", start or str(arguments["image"])]
     return shlex.join(words)
 
 
@@ -134,13 +149,16 @@ def call_arguments(config: TrainConfig, family: ModelFamily) -> dict[str, object
     """The arguments that make the plain pipeline render as validation did."""
     options = config.validation
     size = parse_size(options.validation_resolution.split(",")[0], family.alignment_px)
+    strength, start = family.start_strength(config.diffusion), options.validation_start_image
+    is_file = start is not None and start.is_file()
     return {
         "prompt": next(iter(named_prompts(options).values()), "your prompt"),
         "negative_prompt": options.validation_negative_prompt,
+        **({} if strength is None else {"image": str(start) if is_file else "input.png", "strength": strength}),
         "width": size.width,
         "height": size.height,
         "num_inference_steps": options.validation_num_inference_steps,
-        **family.pipeline_call_arguments(options.validation_guidance),
+        **family.guidance_arguments(options),
         **family.pipeline_text_arguments(),
         "seed": config.training.seed if options.validation_seed is None else options.validation_seed,
     }

@@ -14,14 +14,16 @@ from simpletuner.adapters import weights
 from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter
 from simpletuner.adapters.applying import apply_changes
 from simpletuner.adapters.changes import Changes
+from simpletuner.adapters.effect import Effect, FileEffect
 from simpletuner.adapters.key_maps import Layout
-from simpletuner.adapters.reading import read_changes
+from simpletuner.adapters.ranks import RankRule, rule_of
+from simpletuner.adapters.reading import adapts_text, read_changes, read_text_changes
 from simpletuner.adapters.targets import layout_of
 from simpletuner.errors import ConfigError
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.randomness import seed_from
-from simpletuner.training.assemble import build_adapter, build_family
+from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.run_folder import CONFIG_FILE
 
@@ -55,7 +57,7 @@ def find_weights(place: Path) -> Path:
 
 def holds_adapter(path: Path) -> bool:
     """Whether what `find_weights` found is an adapter, and not a denoiser of which all weights were trained."""
-    return path.is_file() or (path / ADAPTER_FILE).is_file()
+    return weights.file_of(path).is_file()
 
 
 def settings_of(place: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -74,6 +76,18 @@ def settings_of(place: Path) -> tuple[Path | None, dict[str, Any]]:
     return saved, own
 
 
+@dataclass(frozen=True, slots=True)
+class TextChanges:
+    """What an adapter changes in one text encoder."""
+
+    layout: Layout
+    changes: Changes
+
+    def named(self) -> set[str]:
+        """Its layers by their names in diffusers layout."""
+        return {f"{self.layout.folder}.{layer}" for layer in self.changes}
+
+
 @dataclass(frozen=True)
 class Finished:
     """An adapter that was trained, and the model that it is for."""
@@ -86,13 +100,19 @@ class Finished:
     changes: Changes
     adapter: Adapter | None
     """Of the kind that made it; None for a file without the settings of its run."""
+    text: tuple[TextChanges, ...] = ()
+    """What it changes in text encoders."""
 
     @property
     def file(self) -> Path:
-        return self.path / ADAPTER_FILE if self.path.is_dir() else self.path
+        return weights.file_of(self.path)
 
     def metadata(self) -> Mapping[str, str]:
         return weights.metadata_of(self.path)
+
+    def rank_rule(self) -> RankRule | None:
+        """How the ranks of a T-LoRA follow the time, where the file tells it."""
+        return rule_of(self.changes, self.metadata())
 
     def base(self) -> nn.Module:
         """The denoiser without the adapter, on the CPU in float32."""
@@ -108,6 +128,24 @@ class Finished:
             self.adapter.load(self.path)
             self.adapter.train(False)
         return denoiser.eval()
+
+    def put_on_text(self, encoders: Any) -> list[Effect]:
+        """Put on text encoders what was trained on them, as training had it; nothing if that was nothing."""
+        if not self.text:
+            return []
+        networks = self.family.text_networks(encoders)
+        if self.adapter is not None and self.config.adapters.train_text_encoder:
+            adapter = build_adapter(self.config, self.family)  # a second one: text encoders and denoiser are not in memory together
+            adapter.attach_text(networks)
+            adapter.load(self.path)
+            adapter.train(False)
+            return [adapter]
+        effects: list[Effect] = []
+        for one in self.text:
+            effect = FileEffect(one.changes)
+            effect.attach(networks[one.layout.folder])
+            effects.append(effect)
+        return effects
 
 
 def open_finished(path: Path, config: TrainConfig, has_settings: bool) -> Finished:
@@ -127,7 +165,22 @@ def open_finished(path: Path, config: TrainConfig, has_settings: bool) -> Finish
             hint="Its folder pipeline/ is a whole model that diffusers loads; `simpletuner merge` writes one from a checkpoint.",
         )
     family.check_source()
+    return read_finished(path, config, family, build_adapter(config, family) if has_settings else None)
+
+
+def read_finished(path: Path, config: TrainConfig, family: ModelFamily, adapter: Adapter | None = None) -> Finished:
+    """Read an adapter against the layers of a family's model, which is known to be there."""
     empty = family.empty_denoiser()
     layout = layout_of(empty, family.denoiser_folder, family.original_layout)
-    changes = read_changes(path, layout, f"{type(empty).__name__} of {family.source_name()}")
-    return Finished(path, config, family, layout, changes, build_adapter(config, family) if has_settings else None)
+    changes = read_changes(path, layout, f"{type(empty).__name__} of {family.source_name()}", leaves_text=bool(family.adaptable_text))
+    return Finished(path, config, family, layout, changes, adapter, read_text(path, family))
+
+
+def read_text(path: Path, family: ModelFamily) -> tuple[TextChanges, ...]:
+    """What an adapter changes in text encoders, of which the configurations alone are asked for; mostly nothing."""
+    if not family.adaptable_text or not adapts_text(path):
+        return ()
+    empty = family.empty_text_networks()
+    layouts = [layout_of(network, folder, family.adaptable_text[folder]) for folder, network in empty.items()]
+    found = (TextChanges(layout, changes) for layout, changes in zip(layouts, read_text_changes(path, layouts)))
+    return tuple(one for one in found if one.changes)

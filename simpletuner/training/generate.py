@@ -15,22 +15,29 @@ from torch import Tensor, nn
 
 from simpletuner import __version__
 from simpletuner.adapters.effect import Effect, FileEffect
+from simpletuner.adapters.ranks import all_ranks_note, has_ranks_by_time
 from simpletuner.console import Console
 from simpletuner.data.row_encoder import RowEncoder
 from simpletuner.errors import ConfigError, Stopped
+from simpletuner.memory.offload import Offload
 from simpletuner.models.family import ModelFamily
 from simpletuner.models.source import INDEX_FILE, is_local
 from simpletuner.options.memory import WEIGHTS
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.training.assemble import attach_adapter, build_adapter, build_family, load_frozen
+from simpletuner.training.assemble import attach_adapter
+from simpletuner.training.assistant import Assistant, find_assistant
+from simpletuner.training.attention import attention_of
+from simpletuner.training.base import load_frozen
+from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.caching import TextEncoders, Vae
 from simpletuner.training.finished import Finished, holds_adapter, open_finished
 from simpletuner.training.machine import start_accelerator
 from simpletuner.training.prompts import Picture, file_name_of, named_prompts, pictures_of, prompts_to_show, read_library
 from simpletuner.training.run_folder import without_paths
+from simpletuner.training.signals import StopRequest
+from simpletuner.training.starts import check_starts, with_starts
 from simpletuner.training.validation import Renderer, facts_of, grid, settings_of, write_picture
 
-STOPPED = 130
 NAME_LETTERS = 48
 """Letters of a prompt that its picture is called by."""
 QUOTED_LETTERS = 60
@@ -80,7 +87,7 @@ def generate(wish: Wish, console: Console) -> int:
 
     Raises:
         SimpleTunerError: anything a user can cause, with a hint.
-        Stopped: Ctrl-C; what was rendered is kept.
+        Stopped: Ctrl-C or SIGTERM; what was rendered is kept.
     """
     config = with_trained_model(wish)
     family = build_family(config)
@@ -88,23 +95,44 @@ def generate(wish: Wish, console: Console) -> int:
     family.check_source()
     trained = wish.trained
     finished = open_finished(trained.path, config, trained.has_settings) if trained and holds_adapter(trained.path) else None
+    assistant = find_assistant(config, family, trains=False)
     strengths = strengths_of(wish, finished)
-    shown = pictures_of(wish.prompts, config.validation, config.training.seed, family)
+    wanted = pictures_of(wish.prompts, config.validation, config.training.seed, family)
+    check_starts(config, family, wanted)
+    shown = with_starts(wanted, config, family, None)
     jobs = plan(shown, strengths, wish.folder, wish.overwrites)
     accelerator = start_accelerator(config)
+    attention = attention_of(config.memory, family, accelerator.device, trains=False)
     show_wish(console, wish, config, family, shown, strengths)
+    if finished and finished.adapter is None and has_ranks_by_time(finished.changes) and finished.rank_rule() is None:
+        console.say(all_ranks_note("the file"))
+    for note in assistant.notes:
+        console.say(f"note: {note}")
     made: list[tuple[Job, Image.Image]] = []
-    try:
-        text = encode(config, family, prompts_to_show(shown), accelerator, console)
-        denoiser, effect = load_trained(wish, config, family, finished, accelerator)
+
+    def stopped(exit_code: int) -> Stopped:
+        where = f"They are in {wish.folder}." if made else None
+        return Stopped(f"stopped: {len(made)} of {len(jobs)} pictures are made", where, exit_code=exit_code)
+
+    with StopRequest(stopped=stopped).listening() as stop, stop.settling():
+        texts = encode(config, family, finished, strengths, prompts_to_show(shown), accelerator, console)
+        denoiser, effect = load_trained(wish, config, family, finished, assistant, accelerator)
+        attention.attach(denoiser)
         vae = Vae(family, config.memory, accelerator.device, Path(config.data.cache_dir), stays=True)
         renderer = Renderer(
-            family, denoiser, effect, vae.get, text.__getitem__, config.validation, config.diffusion, accelerator.device, lambda: False
+            family=family,
+            denoiser=denoiser,
+            adapter=effect,
+            load_vae=vae.get,
+            text=texts[strengths[0]].__getitem__,
+            options=config.validation,
+            diffusion=config.diffusion,
+            device=accelerator.device,
+            assistant=assistant,
+            attention=attention,
+            is_stopped=lambda: stop.is_made,
         )
-        render(renderer, jobs, settings(wish, config, family, finished), made, console)
-    except KeyboardInterrupt:
-        where = f"They are in {wish.folder}." if made else None
-        raise Stopped(f"stopped: {len(made)} of {len(jobs)} pictures are made", where, exit_code=STOPPED) from None
+        render(renderer, texts, jobs, settings(wish, config, family, finished), made, stop, console)
     if len(strengths) > 1:
         compare(made, strengths, wish)
     console.say()
@@ -178,7 +206,8 @@ def show_wish(console: Console, wish: Wish, config: TrainConfig, family: ModelFa
         rows["trained"] = str(trained.path) + (f", strength {', '.join(f'{strength:g}' for strength in strengths)}" if strengths != [1.0] else "")
     seeds = list(dict.fromkeys(picture.seed for picture in shown))
     rows["pictures"] = f"{len(shown) * len(strengths)} of {sizes}, seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else "")
-    rows["sampling"] = f"{options.validation_num_inference_steps} steps, guidance {options.validation_guidance:g}"
+    real = f", real guidance {options.validation_guidance_real:g}" if options.validation_guidance_real != 1 else ""
+    rows["sampling"] = f"{options.validation_num_inference_steps} steps, guidance {options.validation_guidance:g}{real}"
     if options.validation_negative_prompt:
         rows["negative prompt"] = options.validation_negative_prompt
     rows["output"] = str(wish.folder)
@@ -190,29 +219,44 @@ def show_wish(console: Console, wish: Wish, config: TrainConfig, family: ModelFa
 
 
 def encode(
-    config: TrainConfig, family: ModelFamily, prompts: Sequence[str], accelerator: Accelerator, console: Console
-) -> dict[str, dict[str, Tensor]]:
-    """Encode each prompt once, without a batch axis, on the CPU, and let the text encoders go."""
+    config: TrainConfig,
+    family: ModelFamily,
+    finished: Finished | None,
+    strengths: Sequence[float],
+    prompts: Sequence[str],
+    accelerator: Accelerator,
+    console: Console,
+) -> dict[float, dict[str, dict[str, Tensor]]]:
+    """Encode each prompt, without a batch axis, on the CPU, and let the text encoders go: once, or where they were trained at each strength."""
     encoders = TextEncoders(family, config.memory, accelerator.device, Path(config.data.cache_dir))
     texts = list(dict.fromkeys(prompts))
     hint = "Set a smaller text_encoder_1_precision."
     rows = RowEncoder[Sequence[str]](encoders.encode, config.data.text_encoder_batch_size, console.warn, "text_encoder_batch_size", hint)
-    found: dict[str, dict[str, Tensor]] = {}
-    with console.bar("text embeddings", len(texts), "prompts") as bar:
+    effects = finished.put_on_text(encoders.get()) if finished else []
+    encoded: dict[float, dict[str, dict[str, Tensor]]] = {}
+    with console.bar("text embeddings", len(texts) * (len(strengths) if effects else 1), "prompts") as bar:
         counts = family.count_tokens(encoders.get(), texts)
-        while len(found) < len(texts):
-            part = texts[len(found) : len(found) + rows.batch_size]
-            found.update(zip(part, rows.rows(part)))
-            bar.advance(len(part))
+        for strength in strengths:
+            if encoded and not effects:
+                encoded[strength] = encoded[strengths[0]]
+                continue
+            for effect in effects:
+                effect.set_strength(strength)
+            found: dict[str, dict[str, Tensor]] = {}
+            while len(found) < len(texts):
+                part = texts[len(found) : len(found) + rows.batch_size]
+                found.update(zip(part, rows.rows(part)))
+                bar.advance(len(part))
+            encoded[strength] = found
     encoders.release()
     for prompt, count in zip(texts, counts):
         if count > family.text_tokens:
             console.warn(f"a prompt has {count} tokens, the model reads {family.text_tokens} ({prompt[:QUOTED_LETTERS]}...)")
-    return found
+    return encoded
 
 
 def load_trained(
-    wish: Wish, config: TrainConfig, family: ModelFamily, finished: Finished | None, accelerator: Accelerator
+    wish: Wish, config: TrainConfig, family: ModelFamily, finished: Finished | None, assistant: Assistant, accelerator: Accelerator
 ) -> tuple[nn.Module, Effect]:
     """Load the denoiser in its final precision, move it, and put on it what was trained, as the run itself did where its settings are known."""
     if wish.trained is not None and (finished is None or finished.adapter is not None):
@@ -221,13 +265,15 @@ def load_trained(
             raise ConfigError(
                 f"there is nothing in {wish.trained.path} that was trained", hint="Give the output folder of a run, or a checkpoint in it."
             )
-        denoiser, _ = attach_adapter(at_rest(config), family, adapter, accelerator)
+        denoiser, *_ = attach_adapter(at_rest(config), family, adapter, accelerator, assistant)
         if pipeline_of(wish.trained) is None:
             adapter.load(wish.trained.path)
         return denoiser, adapter
-    denoiser = load_frozen(config, family).to(accelerator.device)
-    effect = FileEffect(finished.changes if finished else {})
-    effect.attach(denoiser)
+    denoiser, device = load_frozen(config, family, accelerator, lambda text: None), accelerator.device
+    assistant.attach(denoiser, device)
+    effect = FileEffect(finished.changes, finished.rank_rule()) if finished else FileEffect({})
+    effect.attach(denoiser, device)
+    Offload(denoiser, config.memory, device)
     return denoiser, effect
 
 
@@ -248,21 +294,32 @@ def settings(wish: Wish, config: TrainConfig, family: ModelFamily, finished: Fin
     return {**said, **({"step": step} if step else {})}
 
 
-def render(renderer: Renderer, jobs: Sequence[Job], said: Mapping[str, str], made: list[tuple[Job, Image.Image]], console: Console) -> None:
+def render(
+    renderer: Renderer,
+    texts: Mapping[float, Mapping[str, Mapping[str, Tensor]]],
+    jobs: Sequence[Job],
+    said: Mapping[str, str],
+    made: list[tuple[Job, Image.Image]],
+    stop: StopRequest,
+    console: Console,
+) -> None:
     """Render and write picture by picture, so that whoever stops has those that are done.
 
     Args:
+        texts: by strength, what prompts became.
         made: gets each picture.
+        stop: waits while a picture is written.
     """
     jobs[0].file.parent.mkdir(parents=True, exist_ok=True)
     options = renderer.options
     with console.bar("pictures", len(jobs), "pictures") as bar:
         stepped = replace(renderer, after_step=lambda step: bar.advance(0, f"step {step} of {options.validation_num_inference_steps}"))
         for job in jobs:
-            image = stepped.render([job.picture], job.strength, lambda: None)[0]
+            image = replace(stepped, text=texts[job.strength].__getitem__).render([job.picture], job.strength, lambda: None)[0]
             facts = {**facts_of(job.picture), **said, **settings_of(renderer.family.options.model_family, options, job.strength)}
-            write_picture(job.file, image, facts)
-            made.append((job, image))
+            with stop.deferred():
+                write_picture(job.file, image, facts)
+                made.append((job, image))
             bar.advance(1, job.file.name)
 
 
@@ -298,16 +355,28 @@ def prompts_of(words: Sequence[str], file: Path | None, config: TrainConfig) -> 
 
 
 def read_prompts(file: Path) -> dict[str, str]:
-    """Read nicknames and prompts, or a line a prompt."""
+    """Read nicknames and prompts, or a line a prompt.
+
+    Raises:
+        ConfigError: there is none, or the file cannot be read.
+    """
     if file.suffix == ".json":
-        return read_library(file)
+        found = read_library(file)
+    else:
+        lines = enumerate(map(str.strip, read_lines(file)), start=1)
+        found = {f"{number:03d}_{line[:NAME_LETTERS]}": line for number, line in lines if line}
+    if not found:
+        raise ConfigError(f"--prompts {file} has no prompt in it", hint="Write one in each line, or leave --prompts out.")
+    return found
+
+
+def read_lines(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--prompts {file} cannot be read: {error}", hint="Give a UTF-8 text with a prompt in each line, or a .json file."
         ) from error
-    return {f"{number:03d}_{line.strip()[:NAME_LETTERS]}": line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
 
 
 def _free(name: str, found: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,17 @@ def average_over_processes(parameters: Sequence[nn.Parameter], accelerator: Acce
         for gradient in gradients:
             gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
             offset += gradient.numel()
+
+
+def is_beyond_repair(loss: float, norm: float, scaler: torch.amp.GradScaler) -> bool:
+    """Whether a step's figures mean that the run is lost.
+
+    fp16 scaling skips steps whose gradients overflow, by design, and halves its scale each time; it cannot mend a loss, and below
+    a scale of 1 it is not the scale that makes gradients overflow: all further steps would be skipped.
+    """
+    if not math.isfinite(loss):
+        return True
+    return not math.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= 1)
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, method: str) -> Tensor:

@@ -6,6 +6,7 @@ Letters: B batch, C latent channels, H W pixels, h w latent pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +50,14 @@ def make_probe(family: ModelFamily, options: Diffusion) -> Probe:
     size = Size(side, side)
     sample = Sample("probe", "noise", "", Geometry(size, size, Crop(0, 0, side, side)), (PROMPT,))
     return Probe(family, noised if guidance is None else replace(noised, guidance=guidance), Batch((sample,), (PROMPT,), {}, text))
+
+
+@torch.no_grad()
+def text_probe(family: ModelFamily, encoders: Any) -> Tensor:
+    """What text encoders make of a prompt, all numbers in a row, in float32."""
+    return torch.cat([tensor.float().flatten() for tensor in family.encode_text(encoders, [PROMPT]).values() if tensor.is_floating_point()])
+
+
+def clean_text(family: ModelFamily) -> Any:
+    """The text encoders without an adapter, on the CPU in float32."""
+    return family.load_text_encoders(torch.device("cpu"), torch.float32)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from PIL import Image
 
 from simpletuner.errors import ConfigError
 from simpletuner.models.family import ModelFamily
@@ -29,6 +31,8 @@ class Picture:
     negative_prompt: str
     size: Size
     seed: int
+    start: Image.Image | None = field(default=None, compare=False, repr=False)
+    """What a model that improves pictures starts from, of that size."""
 
     @property
     def file_stem(self) -> str:

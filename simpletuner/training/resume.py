@@ -41,8 +41,12 @@ def resume(trainer: Trainer, wanted: str | None, console: Console, movers: Seque
 
 def take_up(trainer: Trainer, checkpoint: Checkpoint, console: Console) -> None:
     """Restore a checkpoint, and refuse one that this run cannot go on from."""
-    fresh_digest = trainer.state.data_digest
+    fresh_digest, assistant = trainer.state.data_digest, trainer.state.assistant
     trainer.restore(checkpoint.folder)
+    if trainer.state.assistant != assistant:
+        before, now = trainer.state.assistant or "none", assistant or "none"
+        console.warn(f"the assistant adapter changed since the checkpoint, from {before} to {now}: training goes on with what is now")
+        trainer.state = replace(trainer.state, assistant=assistant)
     if trainer.state.data_digest != fresh_digest:
         console.warn(
             "what is trained on changed since the checkpoint (images, captions, masks, repeats, probability, batch size or seed): "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -33,8 +33,13 @@ class StopRequest:
     it wait for the end of a step. A second signal of either kind acts at once.
     """
 
-    def __init__(self, how_to_continue: str = CONTINUE) -> None:
+    def __init__(self, how_to_continue: str = CONTINUE, stopped: Callable[[int], Stopped] | None = None) -> None:
+        """
+        Args:
+            stopped: gives what to raise, by the exit code, where there is no training; at the first signal as at a second.
+        """
         self.how_to_continue = how_to_continue
+        self._stopped = stopped
         self.exit_code: int | None = None
         self._is_deferred = False
 
@@ -79,10 +84,12 @@ class StopRequest:
 
     def _before_training(self) -> Stopped:
         assert self.exit_code is not None
+        if self._stopped is not None:
+            return self._stopped(self.exit_code)
         return Stopped("stopped before training began", f"What was cached is kept. {self.how_to_continue}", exit_code=self.exit_code)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self.is_made
+        again = self.is_made and self._stopped is None
         self.exit_code = EXIT_CODES[signal.Signals(number)]
         if again:
             raise Stopped(

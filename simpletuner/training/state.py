@@ -21,6 +21,8 @@ class TrainState:
     """Epoch that the next batch belongs to, counted from 0."""
     data_digest: str
     """Identity of the data order; another one means that images, batch size or seed changed."""
+    assistant: str = ""
+    """Identity of the frozen adapter that stands beside the base; empty without one."""
 
     def save(self, folder: Path) -> None:
         (folder / STATE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ Letters: B batch, C latent channels, h w latent pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from simpletuner.diffusion.process import Process
 from simpletuner.diffusion.rollout import ScheduledSampling, roll_out
 from simpletuner.models.family import ModelFamily
 from simpletuner.randomness import seed_from
+from simpletuner.training.parts import WHOLE, part_of
 from simpletuner.types import Batch, Noised
 
 
@@ -52,20 +53,24 @@ class Step:
     """A fresh latent from the cached posterior each time; its mean otherwise."""
     scheduled_sampling: ScheduledSampling | None = None
     """Which samples the model itself brings to the time at which they are trained."""
+    encode: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None
+    """Prompts to what a batch's `text` holds, where it holds nothing because the text encoders are trained as well."""
 
-    def losses(self, batch: Batch, step: int, micro_step: int) -> Tensor:
-        """Train on one batch as far as its losses.
+    def losses(self, batch: Batch, step: int, micro_step: int, rows: slice = WHOLE) -> Tensor:
+        """Train on one batch, or on some of its samples, as far as its losses.
 
         Args:
             step: optimizer steps done before this one.
             micro_step: position within the step's gradient accumulation.
+            rows: the samples; what is drawn for them does not depend on which others there are.
 
         Returns:
             Float32 losses, (B,), with a graph.
         """
         # Dropouts inside adapters draw from torch's own generators; seeding them here makes those resumable too.
         torch.manual_seed(seed_from("dropout", self.seed, step, self.rank, micro_step))
-        noised = self.noise(batch, step, micro_step)
+        noised = self.noise(batch, step, micro_step, rows)
+        batch = part_of(batch, rows)
         target = self._parent_prediction(noised, batch) if batch.is_regularisation else noised.target
         prediction = self.predict(noised, batch)
         mask, sampling = self._mask(batch, target), self.scheduled_sampling
@@ -75,8 +80,11 @@ class Step:
             losses = self.loss(prediction, target, noised.time, mask)
         return losses if noised.weight is None else losses * noised.weight
 
-    def noise(self, batch: Batch, step: int, micro_step: int) -> Noised:
-        """Draw latents, time and noise for a batch, in that order, from one CPU generator; and bring some samples there by the model itself."""
+    def noise(self, batch: Batch, step: int, micro_step: int, rows: slice = WHOLE) -> Noised:
+        """Draw latents, time and noise for a batch, in that order, from one CPU generator; and bring some samples there by the model itself.
+
+        Of all that is drawn, `rows` are given.
+        """
         generator = torch.Generator().manual_seed(seed_from("noise", self.seed, step, self.rank, micro_step))
         raw = batch.latents["mean"]
         if self.draws_latents:
@@ -86,8 +94,10 @@ class Step:
         noise, mixed = self.process.draw_noise(latents.shape, step, generator)
         guidance = self.process.draw_guidance(len(batch.samples), generator)
         way = self._way(time, batch, step, micro_step)
-        latents, noise, time = (tensor.to(self.device, non_blocking=True) for tensor in (latents, noise, time))
-        mixed, guidance, way = (None if some is None else some.to(self.device, non_blocking=True) for some in (mixed, guidance, way))
+        batch, way = part_of(batch, rows), None if way is None else way[:, rows]
+        latents, noise, time = (tensor[rows].to(self.device, non_blocking=True) for tensor in (latents, noise, time))
+        mixed, guidance = (None if some is None else some[rows].to(self.device, non_blocking=True) for some in (mixed, guidance))
+        way = None if way is None else way.to(self.device, non_blocking=True)
 
         def at(time: Tensor) -> Noised:
             noised = self.process.add_noise(latents, noise, time, mixed)
@@ -116,6 +126,8 @@ class Step:
     def _answer(self, noised: Noised, batch: Batch) -> Tensor:
         """What the denoiser says, (B, C, h, w)."""
         self.adapter.at_time(noised.time)
+        if self.encode is not None:
+            batch = replace(batch, text=self.encode(batch.prompts))
         return self.family.predict(self.denoiser, noised, batch)
 
     def predict(self, noised: Noised, batch: Batch) -> Tensor:

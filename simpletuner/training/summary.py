@@ -83,7 +83,7 @@ def show_start(
         **{f"dataset {facts.name}": facts.line() for facts in datasets},
         "steps": f"{pace.total_steps} of {batch} images ({pace.total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:g} steps)",
         **({"evaluates": evaluates} if evaluates else {}),
-        "optimizer": f"{config.optim.optimizer}, rate {config.optim.learning_rate:g}, {config.optim.lr_scheduler}",
+        "optimizer": f"{config.optim.optimizer}, rate {config.optim.learning_rate:g}{of_text(config)}, {config.optim.lr_scheduler}",
         "start": start,
         "output": ", ".join([str(config.training.output_dir), *rhythm(pace)]),
     }
@@ -92,6 +92,14 @@ def show_start(
     for note in attached.notes:
         console.say(f"note: {note}")
     console.say()
+
+
+def of_text(config: TrainConfig) -> str:
+    """The rate of text encoders and how long they learn, where that is something else."""
+    rate, limit = config.optim.text_encoder_lr, config.adapters.text_encoder_limit
+    said = [f"{rate:g}"] if rate else []
+    said += [f"up to {limit:g} % of the steps"] if limit < 100 else []
+    return f" (text encoders {' '.join(said)})" if said and config.adapters.train_text_encoder else ""
 
 
 def rhythm(pace: Pace) -> list[str]:

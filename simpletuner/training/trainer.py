@@ -7,24 +7,28 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from simpletuner.adapters.adapter import Adapter
 from simpletuner.console import Bar, Console
 from simpletuner.data.loader import Loader
-from simpletuner.errors import SimpleTunerError, Stopped
+from simpletuner.errors import MemoryLimitError, SimpleTunerError, Stopped
+from simpletuner.optim.averaging import averaged, restore_trained, trained_values
 from simpletuner.optim.build import restore, set_rate
 from simpletuner.options.optim import Optim
 from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.ema import Ema
-from simpletuner.training.gradients import average_over_processes, clip
+from simpletuner.training.gradients import average_over_processes, clip, is_beyond_repair
 from simpletuner.training.meter import Figures, Meter
+from simpletuner.training.parts import WHOLE, drawn_as_whole
+from simpletuner.training.recovery import Recovery, updating
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
@@ -71,6 +75,7 @@ class Trainer:
         optim: Optim,
         scaler: torch.amp.GradScaler,
         ema: Ema | None,
+        recovery: Recovery,
         loader: Loader,
         pace: Pace,
         state: TrainState,
@@ -94,6 +99,7 @@ class Trainer:
         self.accelerator, self.checkpoints, self.validator, self.evaluator = accelerator, checkpoints, validator, evaluator
         self.metadata, self.write_extras = metadata, write_extras
         self.trackers, self.console, self.stop, self.autocast = trackers, console, stop, autocast
+        self.recovery = recovery
         self.parameters = list(adapter.parameters().values())
         self.meter = Meter(step.device)
         self.recent: deque[Figures] = deque(maxlen=SMOOTHED_STEPS)
@@ -113,7 +119,8 @@ class Trainer:
             self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar,
         ):
             for look in self._looks_at(self.state.step) if self.state.step else ():
-                look.catch_up(self.state.step)
+                with averaged(self.optimizer):
+                    look.catch_up(self.state.step)
                 self._end_if_asked(self._stop_code())
             self.meter.restart_clock()
             while self.state.step < self.pace.total_steps:
@@ -134,26 +141,45 @@ class Trainer:
         """Accumulate, average, clip, update. Gives the figures of the step before."""
         number = self.state.step
         learning_rate = set_rate(self.optimizer, self.schedule(number))
-        total = torch.zeros((), device=self.step.device)
-        samples: list[str] = []
-        for micro_step in range(self.pace.accumulation):
-            batch = next(batches)
-            with self.autocast():
-                loss = self.step.losses(batch, number, micro_step).mean() / self.pace.accumulation
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
-            samples += [sample.id for sample in batch.samples]
-        average_over_processes(self.parameters, self.accelerator)
+        self.adapter.at_share(number / self.pace.total_steps)
+        total, samples = self._accumulate(batches, number)
+        average_over_processes([parameter for parameter in self.parameters if parameter.requires_grad], self.accelerator)
         self.scaler.unscale_(self.optimizer)
         norm = clip(self.parameters, self.optim.max_grad_norm, self.optim.grad_clip_method)
-        self.scaler.step(self.optimizer)
+        with updating(number + 1):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(number + 1)
         epoch = self.state.epoch
         self._count()
-        return self.meter.put(number + 1, total, norm, learning_rate, epoch, tuple(samples))
+        return self.meter.put(number + 1, total, norm, learning_rate, epoch, samples)
+
+    def _accumulate(self, batches: Iterator[Batch], number: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Gather the gradients of a step. Gives its loss, and the ids of its samples."""
+        try:
+            total, taken = self.recovery.gradients(
+                number + 1, batches, self.pace.accumulation, self._backward, lambda: self.optimizer.zero_grad(set_to_none=True)
+            )
+        except MemoryLimitError:
+            if self.accelerator.num_processes == 1 and number:  # others would wait for ever
+                self.save()
+            raise
+        figures = self.recovery.figures()
+        if figures:
+            self.trackers.log(number + 1, figures)
+        return total, tuple(sample.id for batch in taken for sample in batch.samples)
+
+    def _backward(self, batch: Batch, micro_step: int, rows: slice) -> Tensor:
+        """Bring some samples of a batch through both passes, and give their share of the step's loss."""
+        count = len(batch.samples)
+        with drawn_as_whole(count, rows):
+            with self.autocast():
+                losses = self.step.losses(batch, self.state.step, micro_step, rows)
+                loss = (losses.mean() if rows == WHOLE else losses.sum() / count) / self.pace.accumulation
+            self.scaler.scale(loss).backward()
+        return loss.detach()
 
     def _stop_code(self) -> int | None:
         """The exit code if this run is to stop: a signal may have reached one process only, or others a step later."""
@@ -165,13 +191,12 @@ class Trainer:
     def _count(self) -> None:
         position = self.state.position + self.pace.accumulation * self.accelerator.num_processes
         epoch, _ = self.loader.locate(position)
-        self.state = TrainState(self.state.step + 1, position, epoch, self.state.data_digest)
+        self.state = replace(self.state, step=self.state.step + 1, position=position, epoch=epoch)
 
     def _report(self, figures: Figures | None, bar: Bar) -> None:
         if figures is None:
             return
-        # fp16 scaling skips steps whose gradients overflow, by design; it cannot mend a loss.
-        if not math.isfinite(figures.loss) or not (math.isfinite(figures.grad_norm) or self.scaler.is_enabled()):
+        if is_beyond_repair(figures.loss, figures.grad_norm, self.scaler):
             self._fail(figures)
         self.trackers.log(figures.step, figures.values())
         self.recent.append(figures)
@@ -200,7 +225,8 @@ class Trainer:
             self.save()
         for look in looks:
             if stop_code is None:
-                look.validate(step)
+                with averaged(self.optimizer):
+                    look.validate(step)
                 stop_code = self._stop_code()  # a signal ends the pictures early
         self._end_if_asked(stop_code)
         self.meter.restart_clock()
@@ -221,15 +247,18 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the state in hand. All processes call it; the first one writes."""
+        self.recovery.agree(self.accelerator)
         if self.accelerator.is_main_process:
             self.checkpoints.save(self.state.step, self._write)
         self.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path) -> None:
         self.state.save(folder)
-        self.adapter.save(folder, {**self.metadata, "step": str(self.state.step)})
+        self.recovery.save(folder)
+        with averaged(self.optimizer):
+            self.adapter.save(folder, {**self.metadata, "step": str(self.state.step)})
         saved = {"name": self.optim.optimizer, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        save_torch(saved, folder / "optimizer.pt")
+        save_torch({**saved, "trained": trained_values(self.optimizer)}, folder / "optimizer.pt")
         if self.ema is not None:
             save_torch(self.ema.state_dict(), folder / "ema.pt")
         self.write_extras(folder)
@@ -244,10 +273,12 @@ class Trainer:
     def restore(self, folder: Path) -> None:
         """Take everything back from a checkpoint that `_write` filled, and verified."""
         self.state = TrainState.load(folder)
+        self.recovery.load(folder)
         self.adapter.load(folder)
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         if saved["name"] == self.optim.optimizer:
             restore(self.optimizer, saved["optimizer"])
+            restore_trained(self.optimizer, saved.get("trained"))
         else:
             self.console.warn(f"the optimizer changed from {saved['name']} to {self.optim.optimizer}: what it has gathered starts anew")
         if saved["scaler"]:  # empty if the checkpoint was made without fp16

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -19,6 +18,8 @@ from simpletuner.adapters.effect import Effect
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.validation import Validation
+from simpletuner.training.assistant import Assistant
+from simpletuner.training.attention import Attention
 from simpletuner.training.clock import Clock, clocked
 from simpletuner.training.prompts import Picture
 from simpletuner.training.step import resting
@@ -51,6 +52,8 @@ class Renderer:
     options: Validation
     diffusion: Diffusion
     device: torch.device
+    assistant: Assistant
+    attention: Attention
     is_stopped: Callable[[], bool]
     """Asked between sampling steps; once it says yes, rendering ends with `Interrupted`."""
     after_step: Callable[[int], None] | None = None
@@ -70,7 +73,13 @@ class Renderer:
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             # The pipelines get generators of their own; forking also covers samplers that draw from torch's.
-            with torch.random.fork_rng(devices=devices), torch.no_grad(), resting(self.denoiser, self.adapter):
+            with (
+                torch.random.fork_rng(devices=devices),
+                torch.no_grad(),
+                resting(self.denoiser, self.adapter),
+                self.assistant.in_pictures(),
+                self.attention.in_pictures(),
+            ):
                 pipeline = self.family.pipeline(self.denoiser, self.load_vae(), self.diffusion)
                 pipeline.set_progress_bar_config(disable=True)
                 images = []
@@ -83,25 +92,26 @@ class Renderer:
 
     def _render_one(self, pipeline: Callable[..., object], picture: Picture) -> Image.Image:
         inputs = self.family.pipeline_inputs(self._batched(picture.prompt), self._batched(picture.negative_prompt))
+        start = {} if picture.start is None else {"image": picture.start, "strength": self.family.start_strength(self.diffusion)}
         with clocked(pipeline, self.denoiser, self.adapter) as clock:
             result = pipeline(
                 **inputs,
+                **start,
                 width=picture.size.width,
                 height=picture.size.height,
                 num_inference_steps=self.options.validation_num_inference_steps,
-                **self.family.pipeline_call_arguments(self.options.validation_guidance),
+                **self.family.guidance_arguments(self.options),
                 generator=torch.Generator().manual_seed(picture.seed),
-                callback_on_step_end=partial(self._after_sampling_step, clock),
+                **self.family.pipeline_callback(partial(self._after_sampling_step, clock)),
             )
         return result.images[0]  # type: ignore[attr-defined]
 
-    def _after_sampling_step(self, clock: Clock, pipeline: object, index: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+    def _after_sampling_step(self, clock: Clock, index: int) -> None:
         if self.is_stopped():
             raise Interrupted
         clock.after_step(index)
         if self.after_step is not None:
             self.after_step(index + 1)
-        return tensors
 
     def _batched(self, prompt: str) -> dict[str, Tensor]:
         """Embeddings in the denoiser's precision, which is another than the text encoders' where all weights are trained."""
@@ -161,9 +171,11 @@ def facts_of(picture: Picture) -> dict[str, str]:
 
 def settings_of(model_family: str, options: Validation, strength: float) -> dict[str, str]:
     """What the files of pictures say that were rendered together."""
+    real = options.validation_guidance_real
     return {
         "model": model_family,
         "guidance": f"{options.validation_guidance:g}",
+        **({"real_guidance": f"{real:g}"} if real != 1 else {}),
         "inference_steps": str(options.validation_num_inference_steps),
         "strength": f"{strength:g}",
     }

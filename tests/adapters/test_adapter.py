@@ -14,6 +14,7 @@ OPTIONS = {
     "full": {"model_type": "full"},
     "lycoris": {"lycoris": {"algo": "lokr", "factor": 4, "dropout": 0.5}},
     "standard": {"lora_dropout": 0.5},
+    "with_text": {"lora_dropout": 0.5, "train_text_encoder": True},
 }
 
 
@@ -21,6 +22,7 @@ def test_options_name_the_kind():
     assert kind_of(Adapters(model_type="full", lora_type="lycoris")) == "full"
     assert kind_of(Adapters(lora_type="lycoris")) == "lycoris"
     assert kind_of(Adapters()) == "standard"
+    assert kind_of(Adapters(train_text_encoder=True)) == "with_text"
 
 
 def test_every_kind_has_a_case_here():

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
-from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_kohya_flux_lora_to_diffusers,
+    _convert_non_diffusers_qwen_lora_to_diffusers,
+    _convert_non_diffusers_z_image_lora_to_diffusers,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from simpletuner.adapters.changes import changed_weight, scale_of
 from simpletuner.adapters.formats import comfyui, diffusers, kohya, lycoris
 from simpletuner.adapters.key_maps import Layout, all_names
-from simpletuner.adapters.reading import group, split, take_apart
+from simpletuner.adapters.reading import group, read_changes, split, take_apart
 from simpletuner.adapters.targets import layout_of
 from simpletuner.errors import ConfigError
 
@@ -115,11 +120,91 @@ def test_each_format_has_its_names():
     assert keys["l"] == {f"lycoris_{name.replace('.', '_')}.{part}" for name in (layer, fused) for part in parts}
 
 
+def test_comfyui_gets_the_bias_of_a_fused_layer_whole_because_it_loses_that_of_a_part(tmp_path):
+    layout = flux()
+    names = [BLOCK + "attn.to_q", BLOCK + "attn.to_v", BLOCK + "ff.net.2"]
+    changes = {name: {"diff": torch.randn(layout.shapes[name]), "diff_b": torch.randn(layout.shapes[name][0])} for name in names}
+
+    tensors = comfyui.write(changes, layout)
+
+    bias = tensors["diffusion_model.double_blocks.0.img_attn.qkv.diff_b"]
+    assert torch.equal(bias, torch.cat([changes[names[0]]["diff_b"], torch.zeros(128), changes[names[1]]["diff_b"]]))
+    assert sorted(key for key in tensors if key.endswith("diff_b")) == [
+        f"diffusion_model.double_blocks.0.img_{name}.diff_b" for name in ("attn.qkv", "mlp.2")
+    ]
+    assert comfyui.ignored([f"transformer.{names[0]}.diff_b", f"transformer.{names[2]}.diff_b", *tensors], layout) == [
+        f"transformer.{names[0]}.diff_b"
+    ]
+    save_file(tensors, tmp_path / "file.safetensors")
+    found = read_changes(tmp_path / "file.safetensors", layout, "Flux")
+    assert found.keys() == changes.keys()
+    assert all(torch.equal(found[name][part], value) for name in names for part, value in changes[name].items())
+
+
+def test_whole_changes_of_all_parts_of_a_fused_layer_are_one_in_kohyas_layout():
+    layout = flux()
+    names = [BLOCK + f"attn.to_{name}" for name in "qkv"]
+    changes = {name: {"diff": torch.randn(128, 128), "diff_b": torch.randn(128)} for name in names}
+
+    tensors = kohya.write(changes, layout)
+
+    found = read_back(tensors, layout)
+    assert {key.split(".")[0] for key in tensors} == {"lora_unet_double_blocks_0_img_attn_qkv"}
+    assert all(torch.equal(found[name][part], value) for name in names for part, value in changes[name].items())
+    with pytest.raises(ConfigError, match="full of the parts is no full of the whole, unless all of them have it"):
+        kohya.write({name: changes[name] for name in names[:2]}, layout)
+
+
+def test_comfyui_finds_lumina_2_by_its_makers_names_alone():
+    layout = Layout("transformer", "lumina2", {f"layers.0.attn.to_{name}": (rows, 8) for name, rows in (("q", 8), ("k", 4), ("v", 4))})
+    changes = lora(layout, list(layout.shapes))
+
+    assert {key.rsplit(".", 2)[0] for key in comfyui.write(changes, layout)} == {
+        "diffusion_model.layers.0.attention.qkv",
+        "diffusion_model.layers.0.attention",
+    }
+    with pytest.raises(ConfigError, match=r"format comfyui cannot hold lokr of layers\.0\.attn\.to_k"):
+        comfyui.write({"layers.0.attn.to_k": {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(2, 4)}}, layout)
+
+
+def test_only_the_last_block_of_sd3_has_its_text_side_in_another_order():
+    shapes = {f"transformer_blocks.{number}.norm1_context.linear": (rows, 8) for number, rows in ((0, 48), (11, 16))}
+    layout = Layout("transformer", "sd3", shapes)
+    first, last = layout.shapes
+
+    assert "lora_unet_joint_blocks_0_context_block_adaLN_modulation_1.lora_up.weight" in kohya.write(lora(layout, [first]), layout)
+    assert "diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.lora_up.weight" in comfyui.write(lora(layout, [first]), layout)
+    assert f"transformer.{last}.lora_up.weight" in comfyui.write(lora(layout, [last]), layout)  # ComfyUI exchanges its halves
+    with pytest.raises(ConfigError, match=r"format kohya has no place for transformer_blocks\.11"):
+        kohya.write(lora(layout, [last]), layout)
+
+
+def test_diffusers_converts_kohyas_names_of_qwen_image_and_z_image():
+    with torch.device("meta"):
+        heads = {"num_attention_heads": 2, "attention_head_dim": 8, "axes_dims_rope": (2, 2, 4)}
+        qwen = QwenImageTransformer2DModel(num_layers=1, in_channels=4, out_channels=4, joint_attention_dim=8, **heads)
+        sizes = {"dim": 16, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 8, "axes_dims": [2, 2, 4], "axes_lens": [8, 8, 8]}
+        z_image = ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1, **sizes)
+    for name, model, convert in (
+        ("qwen_image", qwen, _convert_non_diffusers_qwen_lora_to_diffusers),
+        ("z_image", z_image, _convert_non_diffusers_z_image_lora_to_diffusers),
+    ):
+        layout = layout_of(model, "transformer", name)
+        changes = lora(layout, list(layout.shapes), alpha=1.0)
+
+        found = convert(kohya.write(changes, layout))
+
+        assert {key.split(".lora_")[0] for key in found} == {f"transformer.{layer}" for layer in changes}
+        for layer, parts in changes.items():
+            theirs = found[f"transformer.{layer}.lora_B.weight"] @ found[f"transformer.{layer}.lora_A.weight"]
+            torch.testing.assert_close(theirs, product(parts))
+
+
 @pytest.mark.parametrize("writer", [kohya, comfyui])
 def test_a_model_without_known_original_names_has_formats_left(writer):
     layout = Layout("transformer", None, {"a": (2, 2)})
 
-    with pytest.raises(ConfigError, match="original layout") as refused:
+    with pytest.raises(ConfigError, match="its readers load no adapters of this model") as refused:
         writer.write(lora(layout, ["a"]), layout)
 
     assert "diffusers" in refused.value.hint and "lycoris" in refused.value.hint

@@ -7,7 +7,11 @@ import torch
 from lycoris import clear_timestep_mask, compute_timestep_mask, create_lycoris_from_weights, set_timestep_mask
 
 from simpletuner.adapters.adapter import ADAPTER_FILE
-from simpletuner.adapters.rank_masks import active_ranks
+from simpletuner.adapters.effect import FileEffect
+from simpletuner.adapters.ranks import active_ranks, rule_of
+from simpletuner.adapters.reading import read_changes
+from simpletuner.adapters.targets import layout_of
+from simpletuner.adapters.weights import metadata_of
 from simpletuner.errors import ConfigError
 
 TLORA = {
@@ -142,6 +146,32 @@ def test_the_library_renders_with_the_saved_file_and_its_mask_as_training_did(tr
         assert torch.allclose(run(fresh), run(denoiser), rtol=1e-3, atol=1e-3)
     clear_timestep_mask()
     assert not torch.allclose(run(fresh), run(denoiser), rtol=1e-3, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_file_alone_is_masked_as_training_was_by_what_its_header_says(trained, make_denoiser, run, tmp_path):
+    denoiser, adapter = trained()
+    adapter.save(tmp_path, {})
+    fresh = make_denoiser()
+    changes = read_changes(tmp_path, layout_of(fresh, "transformer", None), "AuraFlow")
+    effect = FileEffect(changes, rule_of(changes, metadata_of(tmp_path)))
+    effect.attach(fresh)
+
+    for time in (TIMES, TIMES[:1], TIMES[1:]):
+        adapter.at_time(time)
+        effect.at_time(time)
+        assert torch.allclose(run(fresh), run(denoiser), rtol=1e-3, atol=1e-3)
+    effect.at_time(torch.zeros(1))
+    assert not torch.allclose(run(fresh), run(denoiser), rtol=1e-3, atol=1e-2)
+
+
+def test_a_header_without_the_settings_of_a_t_lora_tells_no_rule(trained, make_denoiser, tmp_path):
+    _, adapter = trained()
+    adapter.save(tmp_path, {})
+    changes = read_changes(tmp_path, layout_of(make_denoiser(), "transformer", None), "AuraFlow")
+
+    for said in ({}, {"lycoris_config": "{"}, {"lycoris_config": '{"algo": "nothing"}'}):
+        assert rule_of(changes, said) is None
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from simpletuner.cli.choices import family_defaults
 from simpletuner.options.load import load_config
 from simpletuner.options.sources import Setting
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.training.assemble import build_adapter, build_family
+from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.finish import metadata_of
 from simpletuner.training.run_folder import CONFIG_FILE
 
@@ -38,6 +38,8 @@ def write_finished(folder: Path, lycoris: dict[str, Any] | None = None, size: fl
     family = build_family(config)
     adapter, denoiser = build_adapter(config, family), family.load_denoiser(torch.float32, 0)
     torch.manual_seed(0)
+    if config.adapters.train_text_encoder:
+        adapter.attach_text(family.text_networks(family.load_text_encoders(torch.device("cpu"), torch.float32)))
     adapter.attach(denoiser)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

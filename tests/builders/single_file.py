@@ -31,6 +31,15 @@ def write_sdxl(model: Path, path: Path, *, metadata: Mapping[str, str] | None = 
     return save(tensors, path, metadata)
 
 
+def write_refiner(model: Path, path: Path) -> Path:
+    tensors = {
+        **under("model.diffusion_model.", ldm_unet(model)),
+        **under("first_stage_model.", ldm_vae(model)),
+        **under("conditioner.embedders.0.model.", open_clip(CLIPTextModelWithProjection.from_pretrained(model / "text_encoder_2"))),
+    }
+    return save(tensors, path)
+
+
 def write_sd1(model: Path, path: Path) -> Path:
     tensors = {
         **under("model.diffusion_model.", ldm_unet(model)),
@@ -40,13 +49,14 @@ def write_sd1(model: Path, path: Path) -> Path:
     return save(tensors, path)
 
 
-def write_sd2(model: Path, path: Path) -> Path:
+def write_sd2(model: Path, path: Path, *, metadata: Mapping[str, str] | None = None, **marks: Tensor) -> Path:
     tensors = {
         **under("model.diffusion_model.", ldm_unet(model)),
         **under("first_stage_model.", ldm_vae(model)),
         **under("cond_stage_model.model.", open_clip(CLIPTextModel.from_pretrained(model / "text_encoder"))),
+        **marks,
     }
-    return save(tensors, path)
+    return save(tensors, path, metadata)
 
 
 def write_sd3(model: Path, path: Path) -> Path:

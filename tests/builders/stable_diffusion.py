@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -53,6 +60,30 @@ def build_tiny_sdxl(folder: Path, seed: int = 0, **schedule: Any) -> Path:
             tokenizer_2=build_clip_tokenizer(folder / "words"),
             unet=unet,
             scheduler=EulerDiscreteScheduler(**{**SCHEDULE, "timestep_spacing": "leading", "steps_offset": 1, **schedule}),
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def build_tiny_sdxl_refiner(folder: Path, seed: int = 0) -> Path:
+    """Write a StableDiffusionXLImg2ImgPipeline of random weights, laid out as the refiner is, into `folder` and give the folder back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionXLImg2ImgPipeline(
+            vae=build_vae(),
+            text_encoder=None,
+            text_encoder_2=CLIPTextModelWithProjection(clip_config()).eval(),
+            tokenizer=None,
+            tokenizer_2=build_clip_tokenizer(folder / "words"),
+            unet=build_unet(
+                cross_attention_dim=TEXT_WIDTH,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=5 * 8 + TEXT_WIDTH,
+            ),
+            scheduler=EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading", steps_offset=1),
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
         )
     pipeline.save_pretrained(folder)
     return folder

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from simpletuner.cli.locate import examples, find_config
 from simpletuner.errors import ConfigError
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.models import Models
+from tests.builders.dataset_hub import CARD, dataset_hub, digits_parquet
 from tests.builders.run import ROOT, add_pictures, train_in_process, write_run
 
 LESSON = examples()["lesson35-mnist"]
@@ -140,6 +143,25 @@ def test_every_digit_is_grey_32_px_square_and_has_a_word_and_a_numeral(data):
     assert len(pictures) == len(labels) == len(captions) == 1198 and pictures.shape[1:] == (32, 32)
     assert {tuple(alternatives) for alternatives in captions.values()} == {(fetch.NAMES[digit], str(digit)) for digit in range(10)}
     assert pictures.min() == 0 and pictures.max() > 0.95
+
+
+def test_where_there_is_a_hub_the_digits_are_those_of_mnist(tmp_path):
+    pytest.importorskip("datasets")
+    files = {
+        "README.md": CARD.encode(),
+        "mnist/train-00000-of-00001.parquet": digits_parquet(12, 0),
+        "mnist/test-00000-of-00001.parquet": digits_parquet(5, 50),
+    }
+    with dataset_hub("ylecun/mnist", files) as endpoint:
+        quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+        environment = {**os.environ, **quiet, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint}
+        line = [sys.executable, str(LESSON / "fetch.py"), "--digits", "mnist", "--t5", "none", "--folder", str(tmp_path)]
+        result = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, timeout=120)
+
+    assert result.returncode == 0, result.stderr
+    trained, held_out = (fetch.read_tar(tmp_path / f"{name}.tar") for name in ("digits", "held-out"))
+    assert trained[1].tolist() == [*range(10), 0, 1] and held_out[1].tolist() == [*range(5)]
+    assert trained[0].shape == (12, 32, 32)
 
 
 def test_no_held_out_digit_is_trained_on(data):

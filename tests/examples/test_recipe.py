@@ -27,6 +27,7 @@ def test_the_judges_digits_are_never_drawn():
     assert np.bincount(labels[judged]).min() > 80
 
 
+@pytest.mark.slow
 def test_every_readable_digit_is_of_the_drawn_half():
     digits = prepare.Readable()
     drawn, _ = looks.halves(digits.labels)

@@ -63,6 +63,31 @@ def test_what_is_no_command_is_refused(line, said):
         read_command([line], {})
 
 
+COMMENTED = r"""
+export MODEL="some/model"   # or another
+: ${UNUSED:=$(pwd)}
+FOO=1 accelerate launch train.py \
+  --name=${MODEL} \
+  # --switch \
+  --number 3 \ # three
+  --several "a #1 cat" 'not # a comment' b#c \
+  --numeral="${NUMERAL:-one}"
+"""
+
+
+def test_comments_are_left_out_and_a_command_goes_on_behind_them():
+    command = read_command([COMMENTED], {})
+
+    several = ("--several", "a #1 cat", "not # a comment", "b#c")
+    assert command.words == ("--name=some/model", "--number", "3", *several, "--numeral=one")
+    assert command.variables["FOO"] == "1"
+
+
+def test_what_only_a_shell_can_fill_in_is_refused_where_it_is_used():
+    with pytest.raises(ConfigError, match="only a shell can say"):
+        read_command(["OUT=$(date)\npython train.py --name=$OUT"], {})
+
+
 LETTERS = st.characters(exclude_categories=("Cs", "Co", "Cc"), exclude_characters="\u2028\u2029")
 WORDS = st.text(LETTERS, min_size=1).filter(lambda word: word not in ("&&", "||", ";", "|", "&", ";;"))
 
@@ -82,6 +107,13 @@ def test_flags_are_read_as_argparse_reads_them():
     words[1] = "--numb"
 
     assert read_flags(words, FLAGS, "train.py") == {"name": "a=b", "number": 3, "rate": -1e-4, "switch": True, "several": ["x", "y z"]}
+
+
+def test_a_switch_may_be_written_with_a_truth_and_with_nothing_else():
+    assert read_flags(["--switch=False", "--number=2"], FLAGS, "train.py") == {"switch": False, "number": 2}
+    assert read_flags(["--switch=true"], FLAGS, "train.py") == {"switch": True}
+    with pytest.raises(ConfigError, match="--switch needs no value, not '3'"):
+        read_flags(["--switch=3"], FLAGS, "train.py")
 
 
 def test_everything_wrong_is_said_at_once():

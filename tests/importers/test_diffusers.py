@@ -37,7 +37,7 @@ def test_what_a_script_is_told_at_least_makes_a_config_of_which_every_option_has
     loaded = load_config([Setting(key, value, "x") for key, value in found.config.items()], family_defaults, idle_of=idle_of, choices=known_names())
 
     assert not [note for note in loaded.notes if "no effect" in note]
-    assert loaded.config.models.model_family == ("sdxl" if "sdxl" in script else "sd1x")
+    assert loaded.config.models.model_family == next((name for name in ("sdxl", "flux", "sd3") if name in script), "sd1x")
     assert loaded.config.adapters.model_type == ("lora" if "lora" in script else "full")
 
 
@@ -125,6 +125,10 @@ OTHER_VALUES = {
     "report_to": "wandb",
     "timestep_bias_strategy": "later",
     "with_prior_preservation": "--class_data_dir c --class_prompt c",
+    "weighting_scheme": "mode",
+    "optimizer": "prodigy",
+    "precondition_outputs": "0",
+    **dict.fromkeys(("prodigy_decouple", "prodigy_use_bias_correction", "prodigy_safeguard_warmup"), "False"),
 }
 NEEDS = {
     **dict.fromkeys(("class_data_dir", "class_prompt", "num_class_images", "prior_loss_weight"), "--with_prior --class_data a --class_prompt b"),
@@ -132,8 +136,13 @@ NEEDS = {
     **dict.fromkeys(("timestep_bias_begin", "timestep_bias_end"), "--timestep_bias_strategy range"),
     **dict.fromkeys(("lr_warmup_steps", "lr_power"), "--lr_scheduler polynomial"),
     "lr_num_cycles": "--lr_scheduler cosine_with_restarts",
+    **dict.fromkeys(("logit_mean", "logit_std"), "--weighting_scheme logit_normal"),
+    "mode_scale": "--weighting_scheme mode",
+    **dict.fromkeys(("prodigy_beta3", "prodigy_decouple", "prodigy_use_bias_correction", "prodigy_safeguard_warmup"), "--optimizer prodigy"),
+    **dict.fromkeys(("text_encoder_lr", "adam_weight_decay_text_encoder"), "--train_text_encoder"),
 }
 """Flags without which another has no effect."""
+OF_TABLES = {"dataset_name", "dataset_config_name", "image_column", "caption_column"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -141,6 +150,8 @@ def test_every_flag_is_carried_over_or_said_to_be_lost(script):
     """Each flag, set to something else than its default, changes the config, the datasets, or a line."""
     flags, unsaid = SCRIPTS[script].flags, []
     for name, (kind, default) in flags.items():
+        if name in OF_TABLES and SCRIPTS[script].is_dreambooth:
+            continue  # in place of a folder: in a test of their own
         around = f"--validation_prompt{'s' if 'validation_prompts' in flags else ''} old {NEEDS.get(name, '')}"
         number = str((default or 0) + 3) if kind in (int, float) else "other"
         before, after = read(around, script), read(f"{around} --{name} {OTHER_VALUES.get(name, '' if kind is bool else number)}", script)
@@ -148,6 +159,13 @@ def test_every_flag_is_carried_over_or_said_to_be_lost(script):
             unsaid.append(name)
 
     assert not unsaid
+
+
+def test_text_encoders_are_trained_by_lora_alone():
+    lora, full = (read("--train_text_encoder", script) for script in ("train_dreambooth_lora.py", "train_dreambooth.py"))
+
+    assert lora.config["train_text_encoder"] is True and not any("train_text_encoder" in line for line in lora.lost)
+    assert "train_text_encoder" not in full.config and any("by LoRA alone" in line for line in full.lost)
 
 
 def test_no_token_is_written_or_shown(tmp_path, monkeypatch, capsys):
@@ -174,6 +192,79 @@ def test_dreambooth_becomes_one_dataset_or_two():
     assert any('simpletuner generate "a photo of dog"' in line for line in found.notes)
 
 
+FLUX = """
+export MODEL_NAME="black-forest-labs/FLUX.1-dev"
+export INSTANCE_DIR="dog"
+export OUTPUT_DIR="trained-flux-lora"
+
+accelerate launch train_dreambooth_lora_flux.py \\
+  --pretrained_model_name_or_path=$MODEL_NAME  \\
+  --instance_data_dir=$INSTANCE_DIR \\
+  --output_dir=$OUTPUT_DIR \\
+  --mixed_precision="bf16" \\
+  --instance_prompt="a photo of sks dog" \\
+  --resolution=512 \\
+  --train_batch_size=1 \\
+  --guidance_scale=1 \\
+  --gradient_accumulation_steps=4 \\
+  --optimizer="prodigy" \\
+  --learning_rate=1. \\
+  --report_to="wandb" \\
+  --lr_scheduler="constant" \\
+  --lr_warmup_steps=0 \\
+  --max_train_steps=500 \\
+  --validation_prompt="A photo of sks dog in a bucket" \\
+  --validation_epochs=25 \\
+  --seed="0" \\
+  --push_to_hub
+"""
+
+
+def test_the_line_of_the_readme_for_flux_is_the_same_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["import", "diffusers", "--", FLUX]) == 0
+
+    config = json.loads((tmp_path / "config/trained-flux-lora/config.json").read_text())
+    told = {
+        "model_family": "flux",
+        "pretrained_model_name_or_path": "black-forest-labs/FLUX.1-dev",
+        "tokenizer_max_length": 512,
+        "seed": 0,
+        "optimizer": "prodigy",
+        "learning_rate": 1.0,
+        "max_train_steps": 500,
+        "gradient_accumulation_steps": 4,
+        "mixed_precision": "bf16",
+        "flow_use_uniform_schedule": True,
+        "flow_schedule_shift": 1.0,
+        "distilled_guidance": 1.0,
+        "validation_guidance": 3.5,
+        "lora_rank": 4,
+        "validation_num_inference_steps": 28,
+        "validation_resolution": "1024",
+        "vae_dtype": "bf16",
+    }
+    assert {key: config[key] for key in told} == told
+    assert config["optimizer_config"] | {"decouple": True, "safeguard_warmup": True} == config["optimizer_config"]
+    assert "ff_context.net.2" in config["peft_lora_target_modules"] and "disable_segmented_timestep_sampling" not in config
+
+
+def test_sd3_trains_the_noise_levels_of_its_own_schedule_on_a_dataset_of_the_hub_too():
+    script = "train_dreambooth_lora_sd3.py"
+    line = "--pretrained_model_name_or_path=stabilityai/stable-diffusion-3-medium-diffusers --dataset_name=x/y --instance_prompt 'a TOK'"
+
+    found = read(f"{line} --lora_blocks 1,2 --lora_layers attn.to_k --repeats 3", script, needed=False)
+
+    assert (found.config["flow_schedule_shift"], found.config["flow_sigmoid_scale"], found.config["vae_dtype"]) == (3.0, 1.0, "fp32")
+    assert found.config["peft_lora_target_modules"] == ["transformer_blocks.1.attn.to_k", "transformer_blocks.2.attn.to_k"]
+    subject = found.datasets[0]
+    assert (subject["type"], subject["dataset_name"], subject["instance_prompt"], subject["repeats"]) == ("huggingface", "x/y", "a TOK", 2)
+    assert any("precondition_outputs" in note for note in found.notes)
+    captioned = read(f"{line} --caption_column words", script, needed=False).datasets[0]
+    assert captioned["caption_column"] == "words" and "instance_prompt" not in captioned
+
+
 def test_several_prompts_become_a_library():
     found = read("--validation_prompts 'a cat' 'a dog'")
 
@@ -188,6 +279,8 @@ def test_what_the_script_would_refuse_is_refused_at_once():
         said in refused.value.message
         for said in ("--pretrained_model_name_or_path is missing", "--dataset_name or --train_data_dir is missing", "'fp8' is not one of", "'cosin'")
     )
+    with pytest.raises(ConfigError, match="--prodigy_decouple 'flase' is not one of True, False"):
+        read(f"{MODEL} --instance_data_dir dog --instance_prompt dog --prodigy_decouple flase", "train_dreambooth_lora_flux.py", needed=False)
     with pytest.raises(ConfigError, match="instance_prompt is missing"):
         read(f"{MODEL} --instance_data_dir dog", "train_dreambooth_lora.py", needed=False)
     with pytest.raises(ConfigError, match="not a script that can be imported"):

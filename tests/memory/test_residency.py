@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from simpletuner.memory.precision import quantise
 from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.options.memory import Memory
+from tests.builders.quantised import quantise
 
 
 @dataclass

@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from simpletuner.models.families.flux import Flux
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.models import Models
+from simpletuner.options.validation import Validation
 from simpletuner.types import Batch, Noised
 from tests.builders.flux import build_tiny_flux
 
@@ -73,3 +74,44 @@ def test_a_picture_with_hidden_padding_is_that_of_diffusers_with_an_attention_ma
 
     assert numpy.array_equal(render(ours, **family.pipeline_inputs(text, text)), expected)
     assert not numpy.allclose(expected, unmasked, atol=1e-3)
+
+
+@pytest.mark.parametrize("is_hidden", [True, False])
+@torch.no_grad()
+def test_real_guidance_is_that_of_diffusers_and_each_prompt_hides_its_own_padding(tiny, is_hidden):
+    family = flux(tiny, flux_attention_masked_training=is_hidden)
+    encoders = family.load_text_encoders(CPU, torch.float32)
+    text, negative = (family.encode_text(encoders, [prompt]) for prompt in ("a cat", "blurry, cropped and ugly"))
+    pipeline = family.pipeline(family.load_denoiser(torch.float32, 0), family.load_vae(CPU, torch.float32), Diffusion())
+    call = {"width": 32, "height": 48, "num_inference_steps": 2, "output_type": "np"}
+
+    def render(pipeline: Any, **arguments: Any) -> numpy.ndarray:
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(**arguments, **call, generator=torch.Generator().manual_seed(3)).images
+
+    def ours(real: float) -> numpy.ndarray:
+        options = Validation(validation_guidance=3.5, validation_guidance_real=real)
+        return render(pipeline, **family.pipeline_inputs(text, negative), **family.guidance_arguments(options))
+
+    guided, unguided = ours(4.0), ours(1.0)
+
+    assert not numpy.allclose(guided, unguided, atol=1e-3)
+    plain = FluxPipeline.from_pretrained(tiny)
+    words = {"prompt": "a cat", "negative_prompt": "blurry, cropped and ugly", "max_sequence_length": 24, "guidance_scale": 3.5}
+    expected = render(plain, **words, true_cfg_scale=4.0)
+    assert numpy.array_equal(guided, expected) != is_hidden
+    if is_hidden:  # the answer to each prompt does not depend on what stands in its padding
+        changed = {**negative, "prompt": negative["prompt"] + (1 - negative["mask"])[..., None]}
+        options = Validation(validation_guidance=3.5, validation_guidance_real=4.0)
+        again = render(pipeline, **family.pipeline_inputs(text, changed), **family.guidance_arguments(options))
+        assert numpy.array_equal(again, guided)
+
+
+def test_a_flavour_that_is_told_no_guidance_says_so(tmp_path):
+    def idle(**options: Any) -> dict[str, str]:
+        return dict(Flux(Models(model_family="flux", **options)).idle)
+
+    untold = build_tiny_flux(tmp_path / "untold", guidance_embeds=False)
+    for options in ({"model_flavour": "schnell"}, {"pretrained_model_name_or_path": str(untold)}):
+        assert "told no guidance" in idle(**options)["distilled_guidance"]
+    assert "distilled_guidance" not in idle(model_flavour="dev")

@@ -123,6 +123,20 @@ def ask(code: str, home: Path, endpoint: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
+def test_an_assistant_is_fetched_by_its_repository_or_by_the_name_of_its_file(hub, tmp_path):
+    hub.files |= {"pytorch_lora_weights.safetensors": b"usual", "other.safetensors": b"other"}
+    code = """
+        from simpletuner.training.assistant import fetched
+        for place in ("maker/small", "maker/small/other.safetensors"):
+            print(fetched(place).read_text())
+        fetched("maker/small/none.safetensors")
+    """
+
+    said = ask(code, tmp_path, f"http://127.0.0.1:{hub.server_port}").splitlines()
+
+    assert said[:2] == ["usual", "other"] and "maker/small has no none.safetensors" in said[2]
+
+
 def test_only_the_files_of_a_part_are_fetched_and_the_second_time_none(hub, tiny, tmp_path):
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     code = """

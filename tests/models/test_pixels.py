@@ -119,4 +119,4 @@ def test_grey_and_colour_have_different_cache_entries(tmp_path, grey, t5):
 def test_the_size_of_latents_is_known_without_a_vae(grey, t5):
     found = shapes(auraflow(grey, t5))
 
-    assert (found.latent_channels, found.stride_px, found.text_width, found.assumed) == (1, 1, 32, ())
+    assert (found.latents.channels, found.latents.stride_px, found.text["prompt"][-1], found.assumed) == (1, 1, 32, ())

@@ -6,8 +6,10 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LinearLR, PolynomialLR
 
 from simpletuner.optim.schedules import SCHEDULES, Shape, factor
 
@@ -46,6 +48,27 @@ def test_falls_end_at_lr_end_and_stay_there(name):
     assert at(name, 1000, shape) == pytest.approx(0.01)
     assert at(name, 5000, shape) == pytest.approx(0.01)
     assert at(name, 999, shape) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("linear", lambda optimizer: LinearLR(optimizer, 1.0, 0.01, 900)),
+        ("cosine", lambda optimizer: CosineAnnealingLR(optimizer, 900, 0.01)),
+        ("polynomial", lambda optimizer: PolynomialLR(optimizer, 900, 0.8)),
+        ("cosine_with_restarts", lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 300, eta_min=0.01)),
+    ],
+    ids=["linear", "cosine", "polynomial", "cosine_with_restarts"],
+)
+def test_after_the_warm_up_the_rates_are_those_of_torch(name, reference):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = reference(optimizer)
+    shape = Shape(total_steps=1000, warmup_steps=100, end=0.0 if name == "polynomial" else 0.01, cycles=3, power=0.8)
+
+    for step in range(100, 1000):
+        assert at(name, step, shape) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        theirs.step()
 
 
 def test_linear_is_straight_and_polynomial_is_its_power():

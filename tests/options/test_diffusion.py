@@ -17,6 +17,7 @@ from simpletuner.options.diffusion import Diffusion
         ({"flow_custom_timesteps": [-0.1]}, "from 0 to 1000"),
         ({"flow_custom_timesteps": "early, late"}, "number"),
         ({"distilled_guidance_mode": "random-range", "distilled_guidance_min": 5}, "must not be above"),
+        ({"input_perturbation": 0.1, "diff2flow_enabled": True, "diff2flow_loss": True}, "the target would tell of most of the noise"),
         ({"refiner_training": True, "timestep_bias_strategy": "later"}, "exclude each other"),
         ({"inference_scheduler_timestep_spacing": "leading", "rescale_betas_zero_snr": True}, "must be trailing"),
         ({"scheduled_sampling_order": 3}, "less than or equal to 2"),

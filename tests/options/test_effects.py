@@ -12,7 +12,7 @@ from simpletuner.options.train_config import declared
 
 def notes(**values):
     settings = [Setting(key, value, "config.json") for key, value in {"model_family": "auraflow", **values}.items()]
-    return load_config(settings, lambda name, flavour: {}).notes
+    return load_config(settings, lambda name, flavour, location: {}).notes
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,10 @@ def notes(**values):
         ({"flow_beta_schedule_alpha": 3}, "flow_beta_schedule_alpha"),
         ({"flow_schedule_shift": 3, "flow_schedule_auto_shift": True}, "flow_schedule_shift"),
         ({"huber_c": 0.2}, "huber_c"),
+        ({"gradient_checkpointing": False, "gradient_checkpointing_backend": "unsloth"}, "gradient_checkpointing_backend"),
+        ({"gradient_checkpointing_interval": 4}, "gradient_checkpointing_interval"),
+        ({"gradient_checkpointing_offload_bytes": 1000}, "gradient_checkpointing_offload_bytes"),
+        ({"attention_mechanism": "xformers", "sageattention_usage": "training"}, "sageattention_usage"),
         ({"huber_schedule": "constant"}, "huber_schedule"),
         ({"flow_schedule_shift": 3, "flow_custom_timesteps": [500, 1000]}, "flow_schedule_shift"),
         ({"distilled_guidance_max": 5}, "distilled_guidance_max"),
@@ -44,6 +48,8 @@ def notes(**values):
         ({"target_downsample_size": 1024}, "target_downsample_size"),
         ({"ema_decay": 0.9}, "ema_decay"),
         ({"validation_guidance": 3}, "validation_guidance"),
+        ({"assistant_lora_strength": 0.5, "disable_assistant_lora": True}, "assistant_lora_strength"),
+        ({"validation_prompt": "a", "validation_guidance": 0, "validation_negative_prompt": "b"}, "validation_negative_prompt"),
         ({"validation_prompt": "a", "validation_disable": True}, "validation_prompt"),
         ({"tracker_run_name": "a"}, "tracker_run_name"),
     ],
@@ -77,7 +83,7 @@ def test_an_option_with_effect_or_switched_off_needs_no_word(values):
 
 def test_a_family_that_is_told_no_guidance_says_so_of_all_options_of_it():
     settings = {"model_family": "sd3", "distilled_guidance_mode": "random-range", "flux_guidance_max": 5}
-    config = load_config([Setting(key, value, "config.json") for key, value in settings.items()], lambda name, flavour: {}).config
+    config = load_config([Setting(key, value, "config.json") for key, value in settings.items()], lambda name, flavour, location: {}).config
 
     said = without_effect(config, ["distilled_guidance_mode", "distilled_guidance_max"], {"distilled_guidance": "it is told none"})
 
@@ -85,7 +91,7 @@ def test_a_family_that_is_told_no_guidance_says_so_of_all_options_of_it():
 
 
 def test_a_default_needs_no_word():
-    config = load_config([Setting("model_family", "auraflow", "config.json")], lambda name, flavour: {}).config
+    config = load_config([Setting("model_family", "auraflow", "config.json")], lambda name, flavour, location: {}).config
 
     assert without_effect(config, []) == []
 

@@ -16,7 +16,7 @@ from simpletuner.options.train_config import declared
 FAMILY = {"model_family": "auraflow"}
 
 
-def family_defaults(name, flavour):
+def family_defaults(name, flavour, location):
     if name != "auraflow":
         raise ConfigError(f"{name!r} is not among the families", hint="did you mean 'auraflow'?")
     if flavour not in (None, "pony"):
@@ -116,9 +116,9 @@ def test_an_older_key_of_opposite_meaning_is_turned_around(written, meant):
 
 
 def test_keys_that_are_gone_or_not_built_are_named_in_a_line_each():
-    loaded = load({**FAMILY, "validation_torch_compile": "false", "evaluation_type": "clip", "enable_group_offload": True, "push_to_hub": False})
+    loaded = load({**FAMILY, "validation_torch_compile": "false", "evaluation_type": "clip", "webhook_config": "x.json", "push_to_hub": False})
 
-    assert [note.split()[0] for note in loaded.notes] == ["validation_torch_compile", "evaluation_type", "enable_group_offload"]
+    assert [note.split()[0] for note in loaded.notes] == ["validation_torch_compile", "evaluation_type", "webhook_config"]
 
 
 def test_every_problem_is_said_at_once_with_key_value_source_rule_and_nearest_spelling():
@@ -247,6 +247,10 @@ RESTRICTED = {
     *("max_train_steps", "num_train_epochs", "lr_end", "learning_rate", "lr_warmup_steps", "lr_scheduler"),
     *("flow_custom_timesteps", "flux_fast_schedule", "refiner_training", "distilled_guidance_min", "inference_scheduler_timestep_spacing"),
     *("flow_use_uniform_schedule", "flow_use_beta_schedule", "model_type", "timestep_bias_begin", "timestep_bias_end", "base_model_precision"),
+    "train_text_encoder",
+    "input_perturbation",
+    "gradient_checkpointing_interval",
+    *("blocks_to_swap", "max_resident_weights", "enable_group_offload"),
 }
 FREE = {key: option for key, option in declared().items() if key not in RESTRICTED}
 CALM = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -36,7 +36,7 @@ def load(folder, text):
     path = folder / "config.json"
     path.write_text(text, encoding="utf-8")
     settings, _ = read_file(path, {})
-    return load_config(settings, lambda name, flavour: {})
+    return load_config(settings, lambda name, flavour, location: {})
 
 
 def test_auraflows_quickstart_means_what_it_says(tmp_path):

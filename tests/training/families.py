@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy
 import torch
+from PIL import Image
 
 from simpletuner.cli.choices import family_of
 from simpletuner.models.family import ModelFamily
@@ -22,10 +24,11 @@ from tests.builders.chroma import build_tiny_chroma
 from tests.builders.flux import build_tiny_flux
 from tests.builders.flux2 import build_tiny_flux2, build_tiny_flux2_dev
 from tests.builders.lumina2 import build_tiny_lumina2
+from tests.builders.pixart import build_tiny_pixart
 from tests.builders.qwen_image import build_tiny_qwen_image
 from tests.builders.sana import INSTRUCTION, build_tiny_sana
 from tests.builders.sd3 import build_tiny_sd3
-from tests.builders.stable_diffusion import build_tiny_sd1, build_tiny_sdxl
+from tests.builders.stable_diffusion import build_tiny_sd1, build_tiny_sdxl, build_tiny_sdxl_refiner
 from tests.builders.z_image import build_tiny_z_image
 
 
@@ -88,6 +91,17 @@ def up_to_the_longest(pipeline: Any, captions: list[str], **text: Any) -> Encode
     return filled([row[seen.bool()] for row, seen in zip(states, mask)], text["max_sequence_length"])
 
 
+def with_pooled(pipeline: Any, captions: list[str], **text: Any) -> Encoded:
+    prompt, _, pooled, _ = pipeline.encode_prompt(list(captions), device="cpu", do_classifier_free_guidance=False, **text)
+    return {"prompt": prompt, "pooled": pooled}
+
+
+def zero_where_padded(pipeline: Any, captions: list[str], **text: Any) -> Encoded:
+    """The pipeline leaves states of padding, which the mask hides."""
+    prompt, mask, *_ = pipeline.encode_prompt(list(captions), False, device="cpu", **text)
+    return {"prompt": prompt * mask[..., None], "mask": mask}
+
+
 def filled(states: Sequence[torch.Tensor], tokens: int) -> Encoded:
     prompt, mask = torch.zeros(len(states), tokens, states[0].shape[-1]), torch.zeros(len(states), tokens, dtype=torch.long)
     for row, value in enumerate(states):
@@ -117,6 +131,8 @@ class Tiny:
     """A picture that is no square."""
     unguided: float = 1.0
     """What the pipeline calls no guidance."""
+    strength: float | None = None
+    """Share of the steps that is made of a picture, of a model that improves pictures."""
     is_brief: bool = False
     """Whether what costs most is left to families that are trained and saved alike."""
 
@@ -129,6 +145,7 @@ TINY = {
     "auraflow": Tiny(build_tiny_auraflow, tokenizer_max_length=24),
     "sd1x": Tiny(build_tiny_sd1, time_scale=1000),
     "sdxl": Tiny(build_tiny_sdxl, time_scale=1000),
+    "sdxl-refiner": Tiny(build_tiny_sdxl_refiner, time_scale=1000, family="sdxl", text=with_pooled, strength=0.5),
     "sd3": Tiny(build_tiny_sd3, time_scale=1000, tokenizer_max_length=24),
     "flux": Tiny(build_tiny_flux, one_prompt, pack, tokenizer_max_length=24),
     "flux2": Tiny(build_tiny_flux2, negative_as_embeddings, cells, tokenizer_max_length=24),
@@ -139,6 +156,7 @@ TINY = {
     "z_image": Tiny(
         build_tiny_z_image, packed=as_they_are, is_reversed=True, tokenizer_max_length=24, text=of_several_lengths, unguided=0.0, is_brief=True
     ),
+    "pixart": Tiny(build_tiny_pixart, time_scale=1000, tokenizer_max_length=24, text=zero_where_padded),
     "qwen_image": Tiny(build_tiny_qwen_image, packed=pack, tokenizer_max_length=24, text=up_to_the_longest, is_brief=True),
 }
 
@@ -164,4 +182,24 @@ def pipeline_of(name: str, folder: Path | None = None) -> Any:
 
 def options_of(name: str) -> dict[str, Any]:
     """What a run of this family has in its config.json."""
-    return {"model": model(name), "model_family": TINY[name].family or name, "tokenizer_max_length": TINY[name].tokenizer_max_length}
+    options = {"model": model(name), "model_family": TINY[name].family or name, "tokenizer_max_length": TINY[name].tokenizer_max_length}
+    if TINY[name].strength is None:
+        return options
+    return {**options, "refiner_training": True, "refiner_training_strength": TINY[name].strength, "validation_start_image": str(start_file(name))}
+
+
+def start_file(name: str) -> Path:
+    """The picture that a model which improves pictures starts from, of the size of its pictures."""
+    path, size = model(name).with_suffix(".png"), TINY[name].size
+    if not path.is_file():
+        pixels = numpy.random.default_rng(3).integers(0, 255, (size.height, size.width, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(path)
+    return path
+
+
+def steps_of(name: str, steps: int) -> dict[str, Any]:
+    """Arguments with which the plain pipeline makes so many steps."""
+    strength = TINY[name].strength
+    if strength is None:
+        return {"num_inference_steps": steps}
+    return {"num_inference_steps": round(steps / strength), "strength": strength, "image": Image.open(start_file(name))}

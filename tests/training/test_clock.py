@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simpletuner.training.clock import clocked
-from tests.training.families import TINY, family, pipeline_of
+from tests.training.families import TINY, family, pipeline_of, steps_of
 
 
 class Noting:
@@ -27,14 +27,14 @@ def test_the_time_is_that_of_training_at_each_step_of_a_picture(name):
         with_kwargs=True,
     )
     guidance = family(name).pipeline_call_arguments(3.0)
-    arguments = {"width": 64, "height": 64, "num_inference_steps": 3, **guidance, "output_type": "latent"}
+    arguments = {"width": 64, "height": 64, **steps_of(name, 3), **guidance, "output_type": "latent"}
 
     with clocked(pipeline, denoiser, adapter) as clock:
         pipeline(
             prompt="a cat",
             **arguments,
             **family(name).pipeline_text_arguments(),
-            callback_on_step_end=lambda pipeline, index, timestep, tensors: clock.after_step(index) or tensors,
+            **family(name).pipeline_callback(clock.after_step),
         )
 
     assert len(adapter.times) == len(told) >= 3 and adapter.times == sorted(adapter.times, reverse=True)

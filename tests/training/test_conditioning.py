@@ -63,6 +63,7 @@ def test_a_white_mask_changes_nothing_and_a_black_one_teaches_nothing(tmp_path, 
     assert all(not tensor.any() for name, tensor in weights(tmp_path / "black").items() if "lokr_w2" in name)  # zero as it began
 
 
+@pytest.mark.slow
 def test_a_run_with_masks_resumes_to_the_same_bytes_and_a_changed_mask_is_noticed(tmp_path, capsys):
     masks = {**MASKS, "conditioning_type": "segmentation"}
     for folder in (tmp_path / "whole", tmp_path / "resumed"):

@@ -153,6 +153,7 @@ def test_pictures_are_cut_around_faces_and_those_without_are_counted(tmp_path, c
     assert "1 changed; 1 to encode" in said(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_pictures_that_only_one_of_them_found_damaged(tmp_path):
     write_run(tmp_path, pictures=7, max_train_steps=2, train_batch_size=1, checkpoint_step_interval=0)
     pixels = numpy.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=numpy.uint8)

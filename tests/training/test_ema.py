@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from simpletuner.training.ema import Ema
+from simpletuner.options.training import Training
+from simpletuner.training.ema import Ema, build_ema
 
 
 def parameter(value: float) -> nn.Parameter:
@@ -45,6 +46,29 @@ def test_only_every_nth_step_counts():
     ema.update(2)
 
     assert ema.state_dict()["w"][0].item() == 1.0
+
+
+def test_an_average_on_the_cpu_of_bf16_weights_is_the_average_in_float32():
+    weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    ema = build_ema(Training(ema_device="cpu", ema_decay=0.5, ema_warmup_steps=1), {"w": weight})
+    weight.data.fill_(2.0)
+    ema.update(2)
+    weight.data.fill_(4.0)
+    ema.update(3)
+
+    average = ema.state_dict()["w"]
+
+    assert average.dtype == torch.float32
+    assert average.tolist() == [2.75] * 3
+
+
+def test_what_is_updated_is_what_is_restored_and_saved():
+    weight = parameter(1.0)
+    ema = Ema({"w": weight}, decay=0.5, interval=1, warmup_steps=1)
+    ema.load_state_dict({"w": torch.full((2,), 3.0)})
+    ema.update(2)
+
+    assert ema.state_dict()["w"].tolist() == [2.0, 2.0]
 
 
 def test_swapping_in_gives_the_trained_weights_back_bit_for_bit():

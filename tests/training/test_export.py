@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from simpletuner.adapters import weights
 from simpletuner.adapters.formats.diffusers import settings
 from simpletuner.adapters.key_maps import Layout
+from simpletuner.adapters.original_names import LOKR_IN_DIFFUSERS
+from simpletuner.adapters.ranks import RankRule
 from simpletuner.adapters.reading import read_changes
 from simpletuner.cli.main import main
 from simpletuner.errors import ConfigError, SimpleTunerError
@@ -46,23 +50,28 @@ KINDS: dict[str, dict[str, Any]] = {
 MAIN_KINDS = ("lokr", "lokr, low rank", "lora", "dora")
 WITH_EVERY_KIND = ("sdxl", "flux", "auraflow")
 """A U-Net, a model with fused layers, and one with other names alone: what an algorithm does differently shows in these."""
-FUSED = ("flux", "flux2", "flux2-dev", "chroma", "sd3")
+FUSED = ("flux", "flux2", "flux2-dev", "chroma", "sd3", "lumina2", "pixart")
 """Models whose makers keep q, k and v in one layer."""
 FUSED_WITH_MLP = ("flux", "chroma")
 """And in some blocks a further layer, which these adapters leave alone."""
+FUSED_IN_COMFYUI = ("lumina2",)
+"""ComfyUI knows no names for the parts of their fused layers."""
 
 
 def cannot(name: str, kind: str, layout: str) -> str | None:
     """Why a format cannot hold an adapter, in part; None where it can."""
     if layout in ("kohya", "comfyui") and family(name).original_layout is None:
-        return f"format {layout} needs the layer names"
+        return f"format {layout}: its readers load no adapters of this model"
     is_lora = kind in ("lora", "lora of lycoris", "dylora")
     if kind == "ia3" or (kind == "tlora" and layout != "lycoris"):
         return f"{layout} cannot hold"
-    if layout == "diffusers" and not (is_lora or kind.startswith("dora")):
+    reads_lokr = kind.startswith("lokr") and family(name).original_layout in LOKR_IN_DIFFUSERS
+    if layout == "diffusers" and not (is_lora or kind.startswith("dora") or reads_lokr):
         return "diffusers cannot hold"
-    if layout == "kohya" and not is_lora and name in (FUSED_WITH_MLP if kind.startswith("dora") else FUSED):
-        return "kohya cannot hold"
+    is_of_all = kind.startswith("dora") or kind == "full"
+    fused = {"kohya": FUSED_WITH_MLP if is_of_all else FUSED, "comfyui": FUSED_IN_COMFYUI}.get(layout, ())
+    if not is_lora and name in fused:
+        return f"{layout} cannot hold"
     return None
 
 
@@ -221,6 +230,65 @@ def test_a_file_says_what_it_is_for_and_nothing_of_where_it_was_made(tmp_path):
     assert not any(str(tmp_path) in value or value.startswith("/") for value in said.values())
 
 
+def test_the_size_of_the_network_is_that_of_the_file_and_not_of_the_run(tmp_path):
+    """LoRAs of q, k and v that become one have the sum of their ranks."""
+    finished = finished_of(tmp_path / "run", "flux", **KINDS["lora"])
+
+    said = {}
+    for layout in ("kohya", "comfyui"):
+        export(finished, layout, tmp_path / f"{layout}.safetensors", checks=False, console=Silent())
+        with safe_open(tmp_path / f"{layout}.safetensors", "pt") as file:
+            said[layout] = (file.metadata()["ss_network_dim"], file.metadata()["ss_network_alpha"])
+
+    ranks = Counter(value.shape[0] for key, value in load_file(tmp_path / "kohya.safetensors").items() if key.endswith("lora_down.weight"))
+    assert ranks.most_common(1)[0][0] == 12
+    assert said == {"kohya": ("12", "12"), "comfyui": ("4", "6")}
+
+
+def test_a_t_lora_keeps_its_rule_in_the_librarys_layout_and_export_says_who_heeds_it(tmp_path):
+    finished, console = finished_of(tmp_path / "run", "sdxl", **KINDS["tlora"]), Silent()
+    export(finished, "lycoris", tmp_path / "alone" / "file.safetensors", checks=False, console=console)
+    weights.write(tmp_path / "bare.safetensors", load_file(tmp_path / "alone" / "file.safetensors"), {})
+
+    alone, bare = (open_finished(tmp_path / name, finished.config, has_settings=False) for name in ("alone/file.safetensors", "bare.safetensors"))
+
+    assert alone.rank_rule() == finished.rank_rule() == RankRule(most=4, least=1, power=1.0)
+    assert "set_timestep_mask" in console.said[0]
+    assert bare.rank_rule() is None
+    export(bare, "lycoris", tmp_path / "again.safetensors", checks=False, console=console)
+    assert "the file holds no rank masks: all ranks are used at all timesteps" in "".join(console.said)
+
+
+def test_generate_says_that_a_file_alone_holds_no_rank_masks(tmp_path, capfd):
+    finished = finished_of(tmp_path / "run", "sdxl", **KINDS["tlora"])
+    export(finished, "lycoris", tmp_path / "file.safetensors", checks=False, console=Silent())
+    weights.write(tmp_path / "bare.safetensors", load_file(tmp_path / "file.safetensors"), {})
+    of_model = ["--model_family", "sdxl", "--pretrained_model_name_or_path", str(model("sdxl"))]
+    options = ["--validation_resolution", "32", "--validation_num_inference_steps", "1", "--output", str(tmp_path / "pictures")]
+
+    said = {}
+    for name in ("file", "bare"):
+        assert main(["generate", "a cat", "--adapter", str(tmp_path / f"{name}.safetensors"), *of_model, *options]) == 0
+        said[name] = "the file holds no rank masks: all ranks are used at all timesteps" in capfd.readouterr().out
+
+    assert said == {"file": False, "bare": True}
+
+
+def test_a_check_names_biases_of_which_comfyui_makes_nothing(tmp_path):
+    finished = finished_of(tmp_path / "run", "flux", **KINDS["full"])
+    export(finished, "comfyui", tmp_path / "file.safetensors", checks=False, console=Silent())
+    tensors = load_file(tmp_path / "file.safetensors")
+    whole = next(key for key in sorted(tensors) if key.endswith("img_attn.qkv.diff_b"))
+    part = "transformer.transformer_blocks.0.attn.to_q.diff_b"
+    save_file(
+        {**{key: value for key, value in tensors.items() if key != whole}, part: tensors[whole].chunk(3)[0].clone()}, tmp_path / "file.safetensors"
+    )
+
+    checked = check(finished, "comfyui", tmp_path / "file.safetensors")
+
+    assert checked.unused == (part,) and not checked.is_good
+
+
 def test_diffusers_settings_give_each_rank_an_alpha_of_its_own():
     changes = {layer: {"lora_down.weight": torch.zeros(rank, 3)} for layer, rank in (("a", 2), ("b", 4), ("c", 4))}
 
@@ -240,7 +308,9 @@ def test_a_merged_pipeline_answers_as_the_trained_model(tmp_path, kind, capfd):
     merged = pipeline_of("sdxl", tmp_path / "merged").unet
     trained = probe(finished.trained())
     assert (probe(merged) - trained).abs().max() < 1e-3 * (trained - probe(finished.base())).abs().max()
-    assert "one denoiser call differs by" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "one denoiser call differs by" in said
+    assert ("holds no rank masks: all ranks are used at all timesteps" in said) == (kind == "tlora")
     assert main(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "merged")]) == 2
 
 
@@ -267,6 +337,23 @@ def test_the_command_exports_a_file_alone_of_which_it_is_told_the_model(tmp_path
     assert (tmp_path / "alone" / "lora-comfyui.safetensors").is_file()
 
 
+def test_the_command_exports_a_folder_that_peft_saved_at_its_alpha(tmp_path):
+    finished = finished_of(tmp_path / "run", "sdxl", **KINDS["lora"])
+    (tmp_path / "peft").mkdir()
+    tensors = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
+    save_file(
+        {key.replace("unet.", "base_model.model.", 1): value for key, value in tensors.items()}, tmp_path / "peft" / "adapter_model.safetensors"
+    )
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 6.0}))
+    line = ["export", "--format", "kohya", str(tmp_path / "peft")]
+
+    assert main([*line, "--model_family", "sdxl", "--pretrained_model_name_or_path", str(model("sdxl"))]) == 0
+
+    found = read_changes(tmp_path / "peft" / "peft-kohya.safetensors", finished.layout, "U-Net")
+    assert found.keys() == finished.changes.keys()
+    assert all(torch.equal(found[layer][part], value) for layer, parts in finished.changes.items() for part, value in parts.items())
+
+
 def test_the_command_says_what_it_lacks(tmp_path, capfd):
     save_file({"lycoris_x.alpha": torch.ones(())}, tmp_path / "file.safetensors")
 
@@ -281,7 +368,7 @@ def test_the_command_says_what_it_lacks(tmp_path, capfd):
 
 def test_a_finished_pipeline_is_merged_in_the_precision_that_is_asked_for(tmp_path, capfd):
     build_tiny_sd1(tmp_path / "run" / "pipeline")
-    config = load_config([Setting("model_family", "sd1x", "a test")], lambda name, flavour: {}).config
+    config = load_config([Setting("model_family", "sd1x", "a test")], lambda name, flavour, location: {}).config
 
     for dtype in ("float32", "bfloat16"):
         merge_full(tmp_path / "run", config, tmp_path / dtype, dtype, Silent())

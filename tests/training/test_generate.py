@@ -239,14 +239,30 @@ OF_MODEL = ("--model_family", "sd1x", "--pretrained_model_name_or_path", "MODEL"
         (["a cat", *OF_MODEL, "--size", "huge"], "not a size"),
         (["a cat", *OF_MODEL, "--size", "32", "--steps", "few"], "whole number"),
         (["a cat", *OF_MODEL, "--size", "32", "--prompts", "no.txt"], "cannot be read"),
+        ([*OF_MODEL, "--size", "32", "--prompts", "empty.txt"], "--prompts empty.txt has no prompt in it"),
+        ([*OF_MODEL, "--size", "32", "--prompts", "empty.json"], "--prompts empty.json has no prompt in it"),
+        (["a cat", *OF_MODEL, "--size", "32", "--validation_resolution", "64"], "--size 32 and --validation_resolution 64 say the same thing"),
         (["a cat", "--adapter", "nothing"], "does not exist"),
     ],
 )
 def test_what_cannot_be_rendered_is_refused_before_anything_is_loaded(tmp_path, words, said, capfd):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "empty.json").write_text("{}")
+
     assert generate(tmp_path, *(str(model("sd1x")) if word == "MODEL" else word for word in words)) == 2
 
     assert said in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "generated").exists()
+
+
+def test_words_without_dashes_are_prompts_and_options_of_validation_are_taken_by_their_own_names(tmp_path):
+    own = ("--validation_resolution", "32", "--validation_num_inference_steps=1", "--validation_seed=5", "--mixed_precision", "no")
+
+    line = ["style=anime", "--model_family", "sd1x", "--pretrained_model_name_or_path", str(model("sd1x")), *own, "seed = 3"]
+    assert generate(tmp_path, *line) == 0
+
+    made = {Image.open(path).text["prompt"]: path for path in pictures_in(tmp_path / "generated")}
+    assert made.keys() == {"style=anime", "seed = 3"} and all(path.stem.endswith("_5_32x32") for path in made.values())
 
 
 def test_an_adapter_for_another_model_is_refused(tmp_path, capfd):
@@ -262,7 +278,7 @@ def test_an_adapter_for_another_model_is_refused(tmp_path, capfd):
 def test_the_text_encoders_are_gone_when_the_denoiser_comes(tmp_path, monkeypatch):
     loaded: list[Any] = []
     counted: list[int] = []
-    load_text, load_denoiser = UsualFamily.load_text_encoders, UsualFamily.load_denoiser
+    load_text, load_frozen = UsualFamily.load_text_encoders, UsualFamily.load_frozen
 
     def keep(*arguments: Any) -> Any:
         loaded.append(load_text(*arguments))
@@ -270,10 +286,10 @@ def test_the_text_encoders_are_gone_when_the_denoiser_comes(tmp_path, monkeypatc
 
     def count(*arguments: Any) -> Any:
         counted.append(sum(parameter.numel() for text in loaded[0] for parameter in text.encoder.parameters()))
-        return load_denoiser(*arguments)
+        return load_frozen(*arguments)
 
     monkeypatch.setattr(UsualFamily, "load_text_encoders", keep)
-    monkeypatch.setattr(UsualFamily, "load_denoiser", count)
+    monkeypatch.setattr(UsualFamily, "load_frozen", count)
 
     line = ["--model_family", "sd1x", "--pretrained_model_name_or_path", str(model("sd1x")), *SMALL]
     assert generate(tmp_path, "a cat", "a dog", *line) == 0
@@ -289,7 +305,8 @@ def test_files_of_alike_names_get_numbers():
     assert [job.file.name for job in jobs] == ["x_1_32x32.png", "x_1_32x32-2.png"]
 
 
-def test_ctrl_c_keeps_what_was_rendered_and_ends_with_130(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_was_rendered_and_has_its_exit_code(tmp_path, number, code):
     shutil.copytree(model("sd1x"), tmp_path / "model")
     line = [sys.executable, "-m", "simpletuner", "generate", "a cat", "--model_family", "sd1x", "--pretrained_model_name_or_path", "model"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -305,11 +322,11 @@ def test_ctrl_c_keeps_what_was_rendered_and_ends_with_130(tmp_path):
     while len(pictures_in(tmp_path / "generated")) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
 
     made = pictures_in(tmp_path / "generated")
-    assert process.returncode == 130, output
+    assert process.returncode == code, output
     assert f"stopped: {len(made)} of 500 pictures are made" in output and "They are in generated" in output
     assert len(made) >= 2 and all(Image.open(path).size == (32, 32) for path in made)
-    assert not list((tmp_path / "generated").glob("*.tmp"))
+    assert not list((tmp_path / "generated").glob("*.tmp")) and "Traceback" not in output

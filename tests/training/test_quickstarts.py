@@ -39,6 +39,7 @@ def train(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return " ".join(said.out.split())
 
 
+@pytest.mark.slow
 def test_auraflows_quickstart_trains_on_what_it_names(capsys):
     """1024 px, squares of large pictures for regularisation, the subject in its own shapes, an int8 base, LoKr, Lion."""
     Path("config/auraflow").mkdir(parents=True)
@@ -59,6 +60,7 @@ def test_auraflows_quickstart_trains_on_what_it_names(capsys):
     assert list(Path("cache/text/auraflow").glob("shard-*")) and list(Path("cache/vae/auraflow").glob("*/shard-*"))
 
 
+@pytest.mark.slow
 def test_sdxls_quickstart_trains_on_what_it_names(capsys):
     """Random 1-megapixel crops out of pictures brought down to 1 megapixel, named as captions."""
     Path("config").mkdir()

@@ -56,6 +56,26 @@ def test_a_run_that_went_on_from_a_checkpoint_gives_the_same_bytes(tmp_path, opt
     assert result(tmp_path / "resumed") == result(tmp_path / "whole")
 
 
+def test_a_schedule_free_run_saves_and_shows_its_average_and_goes_on_from_what_it_stepped_on(tmp_path):
+    pytest.importorskip("schedulefree")
+    looking = {"validation_prompt": "a picture", "validation_step_interval": 2, "validation_num_inference_steps": 1, "validation_resolution": "32"}
+    for name, options in {"plain": {}, "looking": looking}.items():
+        write_run(tmp_path / name, optimizer="adamw_schedulefree", **options)
+        assert train_in_process(tmp_path / name) == 0
+    whole = adapter_bytes(tmp_path / "plain")
+    shutil.rmtree(tmp_path / "plain" / "output" / "checkpoint-6")
+
+    assert train_in_process(tmp_path / "plain") == 0
+
+    assert adapter_bytes(tmp_path / "plain") == adapter_bytes(tmp_path / "looking") == whole
+    checkpoint = tmp_path / "plain" / "output" / "checkpoint-6"
+    stepped_on = torch.load(checkpoint / "optimizer.pt", weights_only=True)["trained"]
+    saved = load_file(checkpoint / "pytorch_lora_weights.safetensors")
+    assert load_file(tmp_path / "plain" / "output" / "pytorch_lora_weights.safetensors").keys() == saved.keys()
+    assert not any(one.shape == other.shape and torch.equal(one, other) for one in stepped_on for other in saved.values() if one.ndim)
+
+
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     write_run(tmp_path / "whole", max_train_steps=40, checkpoint_step_interval=4)
     assert train_in_process(tmp_path / "whole") == 0

@@ -129,7 +129,7 @@ def test_a_folder_of_another_family_is_named(tmp_path, capfd):
     assert "It looks like model_family sd3." in said
 
 
-def test_a_refiner_is_said_to_be_no_model_that_makes_pictures(tmp_path, capfd):
+def test_a_pipeline_for_more_than_text_is_said_to_be_one(tmp_path, capfd):
     write_run(tmp_path, model=model("sdxl"), model_family="sdxl", tokenizer_max_length=None)
     index = tmp_path / "model" / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"))
@@ -138,4 +138,4 @@ def test_a_refiner_is_said_to_be_no_model_that_makes_pictures(tmp_path, capfd):
 
     said = " ".join(capfd.readouterr().err.split())
     assert "model is a StableDiffusionXLImg2ImgPipeline, and model_family sdxl needs a StableDiffusionXLPipeline" in said
-    assert "a refiner" in said
+    assert "makes pictures from more than text" in said

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from simpletuner.adapters.changes import Changes, Parts, rank_of, scale_of
-from simpletuner.adapters.formats.shared import refuse, rename, with_alpha
+from simpletuner.adapters.changes import Changes, is_by_inputs
+from simpletuner.adapters.formats.shared import refuse, rename, with_alpha, with_one_scale
 from simpletuner.adapters.key_maps import Layout, Names, lycoris_names
+from simpletuner.errors import ConfigError
 
 KNOWN = ("lora", "loha", "lokr", "glora", "tlora", "oft", "full")
 
@@ -28,12 +28,9 @@ def write(changes: Changes, layout: Layout, keeps_precision: bool = False) -> di
     refuse(
         changes, KNOWN, "lycoris", "the library", "It cannot load its own files of ia3; bake the adapter into a pipeline with `simpletuner merge`."
     )
-    return rename(with_alpha({layer: _with_one_scale(parts) for layer, parts in changes.items()}), names)
-
-
-def _with_one_scale(parts: Parts) -> Parts:
-    """Fold the scale into a factor where the library applies it once in a forward pass but twice when it merges (see `lycoris_file.FOLDED`)."""
-    factor = next((name for name in ("lokr_w1", "lokr_w1_a", "hada_w1_a") if name in parts), None)
-    if factor is None or scale_of(parts) == 1:
-        return parts
-    return {**parts, factor: (parts[factor].double() * scale_of(parts)).float(), "alpha": torch.tensor(float(rank_of(parts) or 1))}
+    if any(is_by_inputs(parts) for parts in changes.values()):
+        raise ConfigError(
+            "format lycoris cannot hold DoRA over inputs (wd_on_out false), which the library cannot load back",
+            hint="Use --format kohya or comfyui, or bake it into a pipeline with `simpletuner merge`.",
+        )
+    return rename(with_alpha({layer: with_one_scale(parts) for layer, parts in changes.items()}), names)

@@ -33,7 +33,17 @@ from simpletuner.adapters.lycoris_file import DEFAULT_TARGETS, FULL_DIMENSION, O
 from simpletuner.adapters.rank_masks import RankMasks, snippet_lines
 from simpletuner.adapters.reading import read_changes
 from simpletuner.adapters.steady_modules import SteadyDyLora, SteadyFull, steady_modules
-from simpletuner.adapters.targets import adaptable, grouped, is_low_precision, is_quantised, layout_of, match_pattern, owner_classes, resolve_class
+from simpletuner.adapters.targets import (
+    adaptable,
+    grouped,
+    is_low_precision,
+    is_quantised,
+    layout_of,
+    match_pattern,
+    owner_classes,
+    plain_weight,
+    resolve_class,
+)
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,6 +100,9 @@ class Lycoris(Adapter):
             parameters=sum(parameter.numel() for parameter in self.parameters().values()),
             notes=(*(f"{self._file.source}: {note}" for note in self._file.notes), *_notes(self._network, self._file)),
         )
+
+    def to(self, device: torch.device) -> None:
+        self._network.to(device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._network.named_parameters())
@@ -344,7 +357,7 @@ def _perturb(network: LycorisNetwork, scale: float, file: LycorisFile) -> None:
                     hint=f"Set algo to lokr and linear_dim to {FULL_DIMENSION}, or leave init_lokr_norm out.",
                 )
             base = lora.org_module[0]
-            weight = base.weight.dequantize() if is_quantised(base) else base.weight
+            weight = plain_weight(base)
             lora.lokr_w1.fill_(1.0)
             lora.lokr_w2.copy_(torch.randn(lora.lokr_w2.shape) * (scale * weight.float().std().item()))
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from simpletuner.adapters import snippet, weights
 from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Targets
-from simpletuner.adapters.changes import scale_of
+from simpletuner.adapters.changes import Changes, is_by_inputs, scale_of
 from simpletuner.adapters.key_maps import Layout
 from simpletuner.adapters.reading import read_changes
 from simpletuner.adapters.targets import adaptable, is_quantised, layout_of, match_suffix, names_hint
@@ -32,6 +32,17 @@ NAME = "default"
 """PEFT's name for the one adapter there is; it leaves the keys before they are saved."""
 MOVES_BASE = ("olora", "pissa")
 """Initialisations that start from parts of the base's weight, which PEFT would take out of the base."""
+
+PEFT_IMPORTS = ("import json", "from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict", "from safetensors import safe_open")
+WITH_PEFT = """\
+# This pipeline has no load_lora_weights: PEFT puts the file on its {folder}.
+with safe_open({file!r}, "pt") as file:
+    settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    tensors = {{name.removeprefix("{folder}."): file.get_tensor(name) for name in file.keys()}}
+config = LoraConfig(**{{name.removeprefix("{folder}."): value for name, value in settings.items()}})
+pipeline.{folder} = inject_adapter_in_model(config, pipeline.{folder})
+set_peft_model_state_dict(pipeline.{folder}, tensors)
+pipeline.{folder}.to(dtype)"""
 
 
 class Standard(Adapter):
@@ -51,6 +62,11 @@ class Standard(Adapter):
             init_lora_weights="gaussian" if options.lora_init_type == "gaussian" else True,
             use_dora=options.use_dora,
         )
+
+    @property
+    def layout(self) -> Layout:
+        """Of the network that it is attached to."""
+        return self._layout
 
     def attach(self, denoiser: nn.Module) -> Attached:
         denoiser.requires_grad_(False)
@@ -92,19 +108,32 @@ class Standard(Adapter):
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         """Write `<folder>.<module>.lora_A.weight` and so on, with PEFT's settings in the header, all as diffusers does."""
-        settings = {f"{self.targets.folder}.{key}": value for key, value in self._saved_settings().items()}
+        self.save_with((), folder, metadata)
+
+    def save_with(self, others: Sequence[Standard], folder: Path, metadata: Mapping[str, str]) -> None:
+        """The same with the LoRAs of other networks in the file."""
+        every = (self, *others)
+        settings = {f"{one._layout.part}.{key}": value for one in every for key, value in one._saved_settings().items()}
         network = {
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(self._config.r),
             "ss_network_alpha": f"{self._config.lora_alpha:g}",
         }
         header = {**metadata, **network, "format": "pt", "lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
-        weights.write(folder / ADAPTER_FILE, self._tensors(), header)
+        weights.write(folder / ADAPTER_FILE, {name: value for one in every for name, value in one._tensors().items()}, header)
 
     def load(self, folder: Path) -> None:
+        self.take(read_changes(folder, self._layout, type(self._denoiser).__name__), folder)
+
+    def take(self, changes: Changes, folder: Path) -> None:
+        """Take over what was read from a file, whose folder is for errors."""
+        if any(is_by_inputs(parts) for parts in changes.values()):
+            raise ConfigError(
+                f"{folder} has DoRA over inputs (wd_on_out false); use_dora is over outputs", hint="Merge it into the base, and train on that."
+            )
         expected, own = self._tensors(), self._config.lora_alpha / self._config.r
         found: dict[str, Tensor] = {}
-        for layer, parts in read_changes(folder, self._layout, type(self._denoiser).__name__).items():
+        for layer, parts in changes.items():
             names = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
             for part, value in parts.items():
                 if part == "lora_up.weight" and scale_of(parts) != own:
@@ -123,8 +152,11 @@ class Standard(Adapter):
                     layer.lora_magnitude_vector[NAME].weight.copy_(found[f"{prefix}.lora_magnitude_vector"])
 
     def snippet(self, pipeline_class: str, base: str, arguments: Mapping[str, object], folder: str) -> str:
-        lines = [f"pipeline = {pipeline_class}.from_pretrained({base!r}, torch_dtype=dtype)", f"pipeline.load_lora_weights({folder!r})"]
-        return snippet.render([f"from diffusers import {pipeline_class}"], lines, arguments)
+        imports, load = [f"from diffusers import {pipeline_class}"], f"pipeline = {pipeline_class}.from_pretrained({base!r}, torch_dtype=dtype)"
+        if self.targets.pipeline_loads_lora:
+            return snippet.render(imports, [load, f"pipeline.load_lora_weights({folder!r})"], arguments)
+        lines = WITH_PEFT.format(file=f"{folder}/{ADAPTER_FILE}", folder=self.targets.folder).splitlines()
+        return snippet.render([*PEFT_IMPORTS[:1], *imports, *PEFT_IMPORTS[1:]], [load, *lines], arguments)
 
     def _targets(self, denoiser: nn.Module, names: list[str]) -> list[str]:
         """The names of the modules to adapt. Each suffix that the user gave must match; of the family's, one."""
@@ -183,6 +215,18 @@ class Standard(Adapter):
             "init_lora_weights": True,
             "target_modules": sorted(self._layers),
         }
+
+
+def apply_with_peft(file: Path, denoiser: nn.Module, folder: str) -> None:
+    """Put a file in diffusers' layout on a denoiser whose pipeline cannot load it, as PEFT does for everyone.
+
+    Args:
+        folder: the denoiser's name in diffusers layout, with which keys begin.
+    """
+    settings = json.loads(weights.metadata_of(file)["lora_adapter_metadata"])
+    inject_adapter_in_model(LoraConfig(**{name.removeprefix(f"{folder}."): value for name, value in settings.items()}), denoiser)
+    tensors = {name.removeprefix(f"{folder}."): value for name, value in weights.read(file).items()}
+    set_peft_model_state_dict(denoiser, tensors)
 
 
 class _Cast(nn.Linear):

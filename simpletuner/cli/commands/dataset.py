@@ -91,9 +91,9 @@ def facts_of(config: TrainConfig, family: ModelFamily) -> ModelFacts:
         assumed.append("the model is not on this machine: sides of buckets are taken to be multiples of 64 px")
     return ModelFacts(
         text_tokens=family.text_tokens,
-        latent_channels=known.latent_channels,
-        stride_px=known.stride_px,
-        text_bytes=text_bytes(family, known.text_width, 4 if config.memory.mixed_precision == "no" else 2),
+        latent_channels=known.latents.channels,
+        stride_px=known.latents.stride_px,
+        text_bytes=0 if config.adapters.train_text_encoder else text_bytes(known.text, 4 if config.memory.mixed_precision == "no" else 2),
         count_tokens=count_tokens,
         refuse_size=refuse_size if is_here(family) else lambda size: None,
         assumed=tuple(assumed),

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simpletuner.options.sources import Setting
     from simpletuner.options.train_config import TrainConfig
 
 help = "render pictures with what was trained, or with a model alone"
@@ -23,6 +26,7 @@ MEANS = {
     "guidance": "validation_guidance",
     "negative_prompt": "validation_negative_prompt",
     "count": "num_validation_images",
+    "image": "validation_start_image",
 }
 """Arguments to the options of validation that they set."""
 SWITCHES = (*MEANS, "adapter", "prompts", "strength", "output", "overwrite", "debug")
@@ -30,8 +34,10 @@ EPILOG = """\
 RUN_OR_FILE is the output folder of a run, a checkpoint in it, or an adapter file of diffusers, PEFT, kohya's scripts, ComfyUI or LyCORIS.
 A run's own settings hold for all that is not given: a prompt that it was validated with gives the same picture, and without any prompt its own
 are rendered. For a file without its run, and for a model alone, say which model: --model_family sdxl --pretrained_model_name_or_path ...
+Words without dashes are prompts.
 
 Other options of config.json may be given as flags too, such as --base_model_precision int8-quanto, --mixed_precision or --vae_enable_tiling.
+--size, --steps and --guidance are short for validation_resolution, validation_num_inference_steps and validation_guidance, and so on.
 Ctrl-C keeps the pictures that are done.
 """
 
@@ -46,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", metavar="NUMBER", help="sampling steps")
     parser.add_argument("--guidance", metavar="NUMBER", help="how strongly a picture follows its prompt")
     parser.add_argument("--negative_prompt", "--negative-prompt", metavar="TEXT", help="what pictures should not show")
+    parser.add_argument("--image", metavar="FILE", help="picture, or folder of them, for a model that improves pictures to start from")
     parser.add_argument("-n", "--count", metavar="NUMBER", help="pictures of each prompt and size, with seeds that follow one another")
     parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path("generated"), help="where pictures go (default: generated)")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures of the same name, which otherwise stay, and new ones get a number")
@@ -54,22 +61,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from simpletuner.training.signals import EXIT_CODES, leave_at_once
+
+    before = {number: signal.signal(number, leave_at_once) for number in EXIT_CODES}  # until `generate` takes them over
+    try:
+        return generate(args)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def generate(args: argparse.Namespace) -> int:
     from simpletuner.console import Console
     from simpletuner.options.sources import read_words
     from simpletuner.training.quiet import quiet_libraries
-    from simpletuner.training.signals import leave_at_once
 
     strengths = read_strengths(args.strength)
-    flags, prompts = read_words(args.flags)
-    given = {option: getattr(args, name) for name, option in MEANS.items() if getattr(args, name) is not None}
-    words = [*(f"--{flag.key}={flag.value}" for flag in flags), *(f"--{key}={value}" for key, value in given.items())]
+    flags, prompts = read_words(args.flags, needs_dashes=True)
+    given = settings_of(args, flags)
+    words = [f"--{key}={value}" for key, value in given.items()]
     quiet_libraries()
-    before = signal.signal(signal.SIGINT, leave_at_once)  # an interrupt would come out of a library's import as another error
-    try:
-        from simpletuner.training.finished import find_weights
-        from simpletuner.training.generate import Trained, Wish, generate, prompts_of
-    finally:
-        signal.signal(signal.SIGINT, before)
+    from simpletuner.training import generate as rendering
+    from simpletuner.training.finished import find_weights
+
     if args.adapter is None:
         trained, config = None, read_model(words)
     else:
@@ -77,13 +91,29 @@ def run(args: argparse.Namespace) -> int:
 
         path = find_weights(args.adapter)
         config, has_settings = read_run(path, words, SWITCHES)
-        trained = Trained(path, has_settings)
+        trained = rendering.Trained(path, has_settings)
     if "validation_resolution" not in given and (trained is None or not trained.has_settings):
         raise ConfigError("nothing says how large the pictures are to be", hint="Add --size, e.g. --size 1024; Stable Diffusion 1 was made for 512.")
-    wish = Wish(config, trained, prompts_of(prompts, args.prompts, config), strengths, args.output, args.overwrite)
+    named = rendering.prompts_of(prompts, args.prompts, config)
+    wish = rendering.Wish(config, trained, named, strengths, args.output, args.overwrite)
     if args.output.exists() and not args.output.is_dir():
         raise ConfigError(f"--output {args.output} is a file", hint="Name a folder.")
-    return generate(wish, Console())
+    return rendering.generate(wish, Console())
+
+
+def settings_of(args: argparse.Namespace, flags: Sequence[Setting]) -> dict[str, str]:
+    """The options that are set, by their keys; arguments of our own are short words for some.
+
+    Raises:
+        ConfigError: both words for one are given, and say different things.
+    """
+    found = {flag.key: str(flag.value) for flag in flags}
+    for name, option in MEANS.items():
+        value = getattr(args, name)
+        if value is not None and found.get(option, value) != value:
+            raise ConfigError(f"--{name} {value} and --{option} {found[option]} say the same thing differently", hint="Give one of them.")
+        found |= {option: value} if value is not None else {}
+    return found
 
 
 def read_strengths(text: str) -> list[float]:

@@ -6,8 +6,11 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from simpletuner.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from simpletuner.cli.locate import Place
@@ -56,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         variables["example"] = str(place.example)
     console = Console(is_main=is_main_process(os.environ))
     if args.dry_run:
-        preview(loaded, place.name, variables, console, lists_all=args.all)
+        with naming_readme(place):
+            preview(loaded, place.name, variables, console, lists_all=args.all)
         return 0
     if training.num_processes > 1 and not is_launched(os.environ):
         return launch([sys.executable, "-m", "simpletuner", *args.argv], training.num_processes)
@@ -70,7 +74,20 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     from simpletuner.training.assemble import train  # torch and all: seconds that a refused config need not wait for
 
-    return train(loaded, console, variables)
+    with naming_readme(place):
+        return train(loaded, console, variables)
+
+
+@contextmanager
+def naming_readme(place: Place) -> Iterator[None]:
+    """Where an example comes with scripts that make what it needs, let a refusal name the page that tells of them."""
+    try:
+        yield
+    except (ConfigError, DatasetError) as error:
+        if place.example is None or not any(place.example.glob("*.py")):
+            raise
+        first = f"Has what the example needs been made? See {place.example / 'README.md'}."
+        raise type(error)(error.message, hint=f"{error.hint} {first}" if error.hint else first) from error
 
 
 def read_options(place: Place, flags: Sequence[Setting]) -> Loaded:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from simpletuner.errors import ConfigError
-from simpletuner.importers.command_line import Command, choose_program, read_command, read_flags
+from simpletuner.importers.command_line import TRUTHS, Command, choose_program, read_command, read_flags
+from simpletuner.importers.diffusers_flow import PRODIGY_TRUTHS, SCHEMES, flow_looks, flow_model, flow_objective, flow_optimizer
 from simpletuner.importers.diffusers_scripts import SCRIPTS, Script
 from simpletuner.importers.importer import Imported, Importer
 
@@ -42,7 +43,9 @@ NO_EQUAL = {
     "push_to_hub": "upload the output folder: huggingface-cli upload",
     "hub_model_id": "nothing is uploaded",
     "hub_token": "nothing is uploaded, and no token is kept",
-    "train_text_encoder": "text encoders are not trained, only the U-Net",
+    "train_text_encoder": "text encoders are trained by LoRA alone, here only the U-Net is",
+    "text_encoder_lr": "text encoders are trained by LoRA alone",
+    "adam_weight_decay_text_encoder": "everything that learns has one weight decay",
     "tokenizer_name": "the model's own tokenizer is used",
     "text_encoder_use_attention_mask": "CLIP encoders are called without a mask",
     "validation_images": "pictures are made from text alone",
@@ -54,7 +57,10 @@ NO_EQUAL = {
     "crops_coords_top_left_w": "the model is told the true place of each crop",
 }
 """Flags to what to do instead, or why nothing."""
-SILENT = {"local_rank", "dream_detail_preservation", "set_grads_to_none", "skip_save_text_encoder", "pre_compute_text_embeddings", "allow_tf32"}
+SILENT = {
+    *("local_rank", "dream_detail_preservation", "set_grads_to_none", "skip_save_text_encoder", "pre_compute_text_embeddings", "allow_tf32"),
+    *("cache_latents", "upcast_before_saving"),
+}
 """Flags that ask for what is always so here, or belong to another flag."""
 
 
@@ -75,7 +81,8 @@ class Diffusers(Importer):
         parts: tuple[Callable[[Script, Mapping[str, Any], Command, Imported], None], ...] = (model, data, length, rate, objective, precision, looks)
         for part in parts:
             part(script, flags, command, found)
-        found.lost += [f"--{name}: {reason}" for name, reason in NO_EQUAL.items() if flags.get(name) != script.flags.get(name, (None, None))[1]]
+        unlike = {name for name, (_, default) in script.flags.items() if flags[name] != default} - found.config.keys()
+        found.lost += [f"--{name}: {reason}" for name, reason in NO_EQUAL.items() if name in unlike]
         launcher(command, found)
         return found
 
@@ -90,30 +97,40 @@ def refuse(script: Script, flags: Mapping[str, Any]) -> None:
     if not flags["pretrained_model_name_or_path"]:
         problems.append("--pretrained_model_name_or_path is missing")
     if script.is_dreambooth:
-        problems += [f"--{name} is missing" for name in ("instance_data_dir", "instance_prompt") if not flags[name]]
+        wanted = ("instance_prompt",) if flags.get("dataset_name") else ("instance_data_dir", "instance_prompt")
+        problems += [f"--{name} is missing" for name in wanted if not flags[name]]
+        if flags.get("dataset_name") and flags["instance_data_dir"]:
+            problems.append("--dataset_name and --instance_data_dir exclude each other")
         if flags["with_prior_preservation"]:
             problems += [
                 f"--{name} is missing, which --with_prior_preservation needs" for name in ("class_data_dir", "class_prompt") if not flags[name]
             ]
     elif not (flags["dataset_name"] or flags["train_data_dir"]):
         problems.append("--dataset_name or --train_data_dir is missing")
-    choices = {"mixed_precision": PRECISIONS, "lr_scheduler": SCHEDULES, "prediction_type": ("epsilon", "v_prediction")}
+    choices = {"mixed_precision": PRECISIONS, "lr_scheduler": SCHEDULES, "prediction_type": ("epsilon", "v_prediction"), "weighting_scheme": SCHEMES}
     for name, known in choices.items():
         if flags.get(name) is not None and flags[name] not in known:
             problems.append(f"--{name} {flags[name]!r} is not one of {', '.join(known)}")
+    for name in (f"prodigy_{name}" for name in PRODIGY_TRUTHS if script.flow_family):
+        if flags[name].lower() not in TRUTHS:
+            problems.append(f"--{name} {flags[name]!r} is not one of True, False")
     if problems:
         raise ConfigError("\n  - ".join([f"{script.name} cannot be run like this", *problems]), hint="Correct the command and import it again.")
 
 
 def model(script: Script, flags: Mapping[str, Any], command: Command, found: Imported) -> None:
     location = flags["pretrained_model_name_or_path"]
-    family = "sdxl" if script.is_sdxl else stable_diffusion(location, found)
+    family = script.flow_family or ("sdxl" if script.is_sdxl else stable_diffusion(location, found))
     found.config |= {"model_family": family, "model_type": script.trains, "pretrained_model_name_or_path": location}
     for key in ("revision", "variant", "pretrained_vae_model_name_or_path"):
         if flags.get(key):
             found.config[key] = flags[key]
     if script.trains == "lora":
         found.config |= {"lora_type": "standard", "lora_rank": flags["rank"], "lora_init_type": "gaussian"}
+        if flags.get("train_text_encoder"):
+            found.config["train_text_encoder"] = True
+    if script.flow_family:
+        flow_model(script, flags, found)
     if flags.get("tokenizer_max_length") not in (None, 77):
         found.lost.append("--tokenizer_max_length: the CLIP encoders read 77 tokens")
 
@@ -142,7 +159,7 @@ def data(script: Script, flags: Mapping[str, Any], command: Command, found: Impo
         found.notes.append("crops are random, as there, but each image keeps its place; crops_per_image in multidatabackend.json gives it several")
     if script.is_dreambooth:
         subject(flags, crop, found)
-        resampling = "bilinear"
+        resampling = "bilinear" if script.flow_family is None else "lanczos"
     else:
         found.datasets.append({"id": "train", **place(flags, found), **crop})
         resampling = flags["image_interpolation_mode"]
@@ -177,9 +194,9 @@ def place(flags: Mapping[str, Any], found: Imported) -> dict[str, Any]:
 def subject(flags: Mapping[str, Any], crop: Mapping[str, Any], found: Imported) -> None:
     """DreamBooth: a few images of one thing, all with one caption, and on demand images of its kind beside them."""
     told = {"type": "local", "caption_strategy": "instanceprompt"}
-    found.datasets.append(
-        {"id": "subject", **told, "instance_data_dir": flags["instance_data_dir"], "instance_prompt": flags["instance_prompt"], **crop}
-    )
+    found.datasets.append({"id": "subject", **instances(flags), **crop})
+    if flags.get("repeats", 1) > 1:
+        found.datasets[-1]["repeats"] = flags["repeats"] - 1  # besides the first time
     if not flags["with_prior_preservation"]:
         return
     found.datasets.append({"id": "class", **told, "instance_data_dir": flags["class_data_dir"], "instance_prompt": flags["class_prompt"], **crop})
@@ -195,6 +212,16 @@ def subject(flags: Mapping[str, Any], crop: Mapping[str, Any], found: Imported) 
         found.lost.append(
             f"--prior_loss_weight {flags['prior_loss_weight']:g}: both datasets count alike; probability in its entry shows one more often"
         )
+
+
+def instances(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the images of a DreamBooth script lie, and what they are called."""
+    prompt = {"caption_strategy": "instanceprompt", "instance_prompt": flags["instance_prompt"]}
+    if not flags.get("dataset_name"):
+        return {"type": "local", **prompt, "instance_data_dir": flags["instance_data_dir"]}
+    column = flags["caption_column"]
+    captions = {"caption_strategy": "huggingface", "caption_column": column} if column else prompt
+    return {"type": "huggingface", "dataset_name": flags["dataset_name"], "split": "train", "image_column": flags["image_column"], **captions}
 
 
 def length(script: Script, flags: Mapping[str, Any], command: Command, found: Imported) -> None:
@@ -248,6 +275,8 @@ def rate(script: Script, flags: Mapping[str, Any], command: Command, found: Impo
         },
         "max_grad_norm": flags["max_grad_norm"],
     }
+    if script.flow_family:
+        flow_optimizer(flags, found)
     if schedule == "polynomial":
         config |= {"lr_end": POLYNOMIAL_END, "lr_power": flags.get("lr_power", 1.0)}
     if schedule == "cosine_with_restarts":
@@ -258,6 +287,9 @@ def rate(script: Script, flags: Mapping[str, Any], command: Command, found: Impo
 
 def objective(script: Script, flags: Mapping[str, Any], command: Command, found: Imported) -> None:
     config = found.config
+    if script.flow_family:
+        flow_objective(script, flags, found)
+        return
     config["disable_segmented_timestep_sampling"] = True  # all steps alike, drawn independently
     for key in ("prediction_type", "snr_gamma", "input_perturbation"):
         if flags.get(key):
@@ -280,6 +312,7 @@ def precision(script: Script, flags: Mapping[str, Any], command: Command, found:
         said = "no"
     found.config["mixed_precision"] = said
     keeps_float32 = script.is_sdxl and (script.is_dreambooth or not flags.get("pretrained_vae_model_name_or_path"))
+    keeps_float32 = keeps_float32 or script.flow_family == "sd3"
     found.config["vae_dtype"] = "fp32" if said == "no" or keeps_float32 else said
     if flags["allow_tf32"] and said == "no":
         found.lost.append("--allow_tf32: mixed_precision no is float32 throughout; with bf16 or fp16 TF32 is on")
@@ -294,10 +327,12 @@ def looks(script: Script, flags: Mapping[str, Any], command: Command, found: Imp
         config |= {"validation_prompt": prompts[0]} if len(prompts) == 1 else {}
         config |= {
             "validation_negative_prompt": "",
-            "validation_resolution": {"sd1x": "512", "sd2x": "768", "sdxl": "1024"}[config["model_family"]],
+            "validation_resolution": {"sd1x": "512", "sd2x": "768"}.get(config["model_family"], "1024"),
             "validation_num_inference_steps": script.validation_steps,
             "num_validation_images": flags.get("num_validation_images", 1),
         }
+        if script.flow_family:
+            flow_looks(script, found)
         if "validation_steps" in flags:
             config["validation_step_interval"] = flags["validation_steps"]
         else:

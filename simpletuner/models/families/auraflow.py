@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.models.flow import flow_matching
+from simpletuner.models.recognise import Shapes
 from simpletuner.models.text import TextEncoder, count_tokens, encode_masked
 from simpletuner.models.usual import RELEASED_ALIGNMENT_PX, UsualFamily
 
@@ -47,10 +48,17 @@ class AuraFlow(UsualFamily):
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     t5_parts = text_parts[0]
+    released_text_width = 2048
     takes_pixels: ClassVar = True
     pipeline_class = "AuraFlowPipeline"
     denoiser_class = "AuraFlowTransformer2DModel"
     original_layout = "auraflow"
+
+    @classmethod
+    def flavours_of(cls, denoiser: Shapes) -> Sequence[str]:
+        """By the number of positions."""
+        positions = denoiser.get("positional_encoding", denoiser.get("pos_embed.pos_embed"))
+        return {32**2: ("v0.2", "v0.1", "pony"), 96**2: ("v0.3", "pony")}.get(positions[1], ()) if positions else ()
 
     # Before anything is loaded.
 

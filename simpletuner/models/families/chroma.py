@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.models.flow import flow_matching, pack, positions, unpack
+from simpletuner.models.latents import LatentSpec
 from simpletuner.models.text import TextEncoder, count_tokens
 from simpletuner.models.usual import UsualFamily
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from simpletuner.diffusion.flow import FlowMatching
@@ -35,6 +35,7 @@ class Chroma(UsualFamily):
         "flash": "lodestones/Chroma1-Flash",
     }
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
+    flavour_defaults: ClassVar = {"flash": {"validation_guidance": 1.0, "validation_num_inference_steps": 16}}
     class_aliases: ClassVar = {
         "Attention": ("FluxAttention",),
         "FeedForward": ("FeedForward",),
@@ -43,13 +44,17 @@ class Chroma(UsualFamily):
         "SingleTransformerBlock": ("ChromaSingleTransformerBlock",),
     }
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+    delicate_layers = (*UsualFamily.delicate_layers, "distilled_guidance_layer*")
+    masks_attention = True
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     t5_parts = text_parts[0]
     pipeline_class = "ChromaPipeline"
     denoiser_class = "ChromaTransformer2DModel"
     original_layout = "chroma"
+    text_prefixes: ClassVar = {"text_encoder": "text_encoders.t5xxl."}
     vae_has_shift = True
+    released_latents = LatentSpec(channels=16, stride_px=8)
 
     @property
     def step_px(self) -> int:
@@ -79,8 +84,7 @@ class Chroma(UsualFamily):
 
     # Training.
 
-    def load_denoiser(self, dtype: torch.dtype, seed: int) -> nn.Module:
-        denoiser = super().load_denoiser(dtype, seed)
+    def prepare_denoiser(self, denoiser: nn.Module) -> nn.Module:
         _mask_checkpointed_blocks(denoiser)
         return denoiser
 

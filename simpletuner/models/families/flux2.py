@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.errors import ConfigError
 from simpletuner.models.flow import flow_matching, pack, unpack
+from simpletuner.models.latents import LatentSpec
 from simpletuner.models.loading import load_network
+from simpletuner.models.recognise import Shapes
 from simpletuner.models.source import is_local
-from simpletuner.models.text import TextEncoder
+from simpletuner.models.text import TextEncoder, load_encoder, width_of
 from simpletuner.models.usual import UsualFamily
 
 if TYPE_CHECKING:
@@ -21,12 +23,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from simpletuner.diffusion.flow import FlowMatching
+    from simpletuner.models.streaming import Settle
     from simpletuner.options.diffusion import Diffusion
+    from simpletuner.options.validation import Validation
     from simpletuner.types import Batch, Noised
 
 DEV, KLEIN = "Flux2Pipeline", "Flux2KleinPipeline"
+DISTILLED = {"validation_guidance": 1.0, "validation_num_inference_steps": 4}
+"""How pictures are made by klein where it is distilled to few steps."""
 STATES_READ = {DEV: (10, 20, 30), KLEIN: (9, 18, 27)}
 """After how many layers of the language model its states are read; the pipelines' own choice."""
+RELEASED_TEXT_WIDTHS = {"dev": 5120, "klein-9b": 4096, "klein-4b": 2560}
 TEXT_TOKENS = 512
 SHIFT = 3.0
 
@@ -41,6 +48,7 @@ class Flux2(UsualFamily):
         "klein-4b-distilled": "black-forest-labs/FLUX.2-klein-4B",
     }
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
+    flavour_defaults: ClassVar = {"klein-9b-distilled": DISTILLED, "klein-4b-distilled": DISTILLED}
     class_aliases: ClassVar = {
         "Attention": ("Flux2Attention", "Flux2ParallelSelfAttention"),
         "FeedForward": ("Flux2FeedForward",),
@@ -63,26 +71,45 @@ class Flux2(UsualFamily):
     original_layout = "flux2"
     modelspec_architecture = "flux-2"
     vae_class = "AutoencoderKLFlux2"
+    released_latents = LatentSpec(channels=32, stride_px=8)
+
+    @classmethod
+    def flavours_of(cls, denoiser: Shapes) -> Sequence[str]:
+        """By the width, of which the modulation of a block is three times as much."""
+        modulation = denoiser.get("single_stream_modulation.lin.weight", denoiser.get("single_stream_modulation.linear.weight"))
+        if modulation is None:
+            return ()
+        named = {6144: ("dev",), 4096: ("klein-9b", "klein-9b-distilled"), 3072: ("klein-4b", "klein-4b-distilled")}
+        return named.get(modulation[0] // 3, ())
 
     # Before anything is loaded.
 
-    @cached_property
+    @property
     def pipeline_class(self) -> str:
         """As the model's own list of parts says; what the flavours are is known without asking the hub."""
-        if self.source.is_released:
-            return DEV if self.source.location == self.flavours["dev"] else KLEIN
         try:
-            return DEV if self.source.index.get("_class_name") == DEV else KLEIN
-        except ConfigError:  # a folder without such a list: `check_source` has more to say of it
+            base = self.source.base if self.source.knows("") else self.flavours.get(self.options.model_flavour or "", "")
+            if base in self.flavours.values() and not is_local(base):
+                return DEV if base == self.flavours["dev"] else KLEIN
+            return DEV if base and self.source.index.get("_class_name") == DEV else KLEIN
+        except ConfigError:  # a folder without such a list, a file that is none: `check_source` has more to say of it
             return KLEIN
 
     @property
     def idle(self) -> Mapping[str, str]:
-        if not self.source.is_released and not is_local(self.source.location):
+        try:
+            base = self.source.base if self.source.knows("") else None
+        except ConfigError:
+            return {}
+        if base is None or not (is_local(base) or base in self.flavours.values()):
             return {}  # only the hub could tell
         if self.pipeline_class == DEV:
             return {"validation_negative_prompt": "a model distilled from guidance takes no negative prompt"}
         return {"distilled_guidance": "klein is told no guidance; that is for dev"}
+
+    @property
+    def takes_real_guidance(self) -> bool:
+        return not (self.source.is_released or is_local(self.source.location)) or self.pipeline_class == KLEIN
 
     @property
     def step_px(self) -> int:
@@ -90,13 +117,12 @@ class Flux2(UsualFamily):
 
     # Text.
 
-    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
+    def load_text_encoders(self, device: torch.device, dtype: torch.dtype, settles: Sequence[Settle] = ()) -> list[TextEncoder]:
         from transformers import AutoTokenizer
 
         # Of dev's tokenizer, a processor, only the part for text is wanted: the one for pictures needs torchvision.
         tokenizer = AutoTokenizer.from_pretrained(self.source.part("tokenizer").folder())
-        network = load_network(self.source.class_of("text_encoder"), self.source.part("text_encoder"), dtype)
-        return [TextEncoder(tokenizer, network.to(device))]
+        return [TextEncoder(tokenizer, load_encoder(self.source, device, dtype, "text_encoder", settles[0] if settles else None))]
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, 3 D): the states after three layers of the language model, side by side; of padding too, which the denoiser sees."""
@@ -114,6 +140,12 @@ class Flux2(UsualFamily):
                 logits_to_keep=1,  # nobody reads the logits, and those of all tokens are large
             ).hidden_states
         return {"prompt": torch.cat([states[layers] for layers in STATES_READ[self.pipeline_class]], dim=-1)}
+
+    def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
+        """The language model of a flavour is as wide as its kind and size have it: Mistral Small 24B, Qwen3 8B, Qwen3 4B."""
+        released = RELEASED_TEXT_WIDTHS.get((self.source.flavour or "klein-9b").removesuffix("-distilled"), 0)
+        width = width_of(encoders[0], released)
+        return {"prompt": (self.text_tokens, len(STATES_READ[self.pipeline_class]) * width)}
 
     def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._tokenize(encoders[0].tokenizer, prompts)["input_ids"]]
@@ -187,6 +219,11 @@ class Flux2(UsualFamily):
         if self.pipeline_class == DEV:
             return {"prompt_embeds": text["prompt"]}
         return {"prompt_embeds": text["prompt"], "negative_prompt_embeds": negative["prompt"]}
+
+    def guidance_arguments(self, options: Validation) -> dict[str, Any]:
+        """Klein's guidance is a real one, by either name."""
+        real = options.validation_guidance_real
+        return self.pipeline_call_arguments(real if self.pipeline_class == KLEIN and real > 1 else options.validation_guidance)
 
 
 def _grid(latents: Tensor, number: int) -> Tensor:

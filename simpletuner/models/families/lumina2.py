@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.errors import ConfigError
 from simpletuner.models.flow import flow_matching
-from simpletuner.models.text import TextEncoder, count_tokens, encode_both_ways
+from simpletuner.models.latents import LatentSpec
+from simpletuner.models.text import TextEncoder, both_ways_shapes, count_tokens, encode_both_ways, width_of
 from simpletuner.models.usual import UsualFamily, both_ways_inputs
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from simpletuner.diffusion.flow import FlowMatching
+    from simpletuner.models.streaming import Settle
     from simpletuner.options.diffusion import Diffusion
     from simpletuner.types import Batch, Noised
 
@@ -39,11 +41,15 @@ class Lumina2(UsualFamily):
         "TransformerBlock": ("Lumina2TransformerBlock",),
     }
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
+    masks_attention = True
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "Lumina2Pipeline"
     denoiser_class = "Lumina2Transformer2DModel"
+    original_layout = "lumina2"
     vae_has_shift = True
+    released_latents = LatentSpec(channels=16, stride_px=8)
+    released_text_width = 2304
 
     @property
     def step_px(self) -> int:
@@ -55,20 +61,23 @@ class Lumina2(UsualFamily):
 
     # Text.
 
-    def load_text_encoders(self, device: torch.device, dtype: torch.dtype) -> list[TextEncoder]:
+    def load_text_encoders(self, device: torch.device, dtype: torch.dtype, settles: Sequence[Settle] = ()) -> list[TextEncoder]:
         known = self.denoiser_config.get("axes_lens", AXES_LENS)[0] - 1  # the picture takes the position after the text
         if self.text_tokens > known:
             raise ConfigError(
                 f"tokenizer_max_length {self.text_tokens} is too long for {self.source_name()}: it knows positions of {known} tokens",
                 hint=f"Leave tokenizer_max_length out, or set it to {known} at most.",
             )
-        return super().load_text_encoders(device, dtype)
+        return super().load_text_encoders(device, dtype, settles)
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D) and `mask` (B, T) after the pipeline's instruction to the Gemma; `negative` and `negative_mask` without it."""
         import diffusers
 
         return encode_both_ways(diffusers.Lumina2Pipeline, encoders[0], prompts, self.text_tokens)
+
+    def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
+        return both_ways_shapes(self.text_tokens, width_of(encoders[0], self.released_text_width))
 
     def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
         import diffusers

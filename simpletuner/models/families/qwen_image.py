@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from simpletuner.errors import ConfigError
 from simpletuner.models.flow import flow_matching, pack, unpack
-from simpletuner.models.latents import encode_posterior
+from simpletuner.models.latents import LatentSpec, encode_posterior
 from simpletuner.models.text import TextEncoder, fill_up
 from simpletuner.models.usual import UsualFamily
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 TEXT_TOKENS = 512
 SHIFT = 3.0
-VAE_HALVINGS = 3
-"""Of the released VAE."""
+MOST_TEXT_TOKENS = 1024
+"""What the pipeline cuts longer prompts to, whatever it is asked for."""
 
 
 class QwenImage(UsualFamily):
@@ -41,11 +42,25 @@ class QwenImage(UsualFamily):
         "TransformerBlock": ("QwenImageTransformerBlock",),
     }
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+    masks_attention = True
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "QwenImagePipeline"
     denoiser_class = "QwenImageTransformer2DModel"
+    original_layout = "qwen_image"
     vae_class = "AutoencoderKLQwenImage"
+    released_latents = LatentSpec(channels=16, stride_px=8)
+    released_text_width = 3584
+
+    # Before anything is loaded.
+
+    def check_source(self) -> None:
+        if self.text_tokens > MOST_TEXT_TOKENS:
+            raise ConfigError(
+                f"tokenizer_max_length {self.text_tokens} is too long for model_family qwen_image: its pipeline reads {MOST_TEXT_TOKENS} tokens",
+                hint=f"Leave tokenizer_max_length out for {TEXT_TOKENS}, or set it to {MOST_TEXT_TOKENS} at most.",
+            )
+        super().check_source()
 
     @property
     def step_px(self) -> int:
@@ -76,9 +91,9 @@ class QwenImage(UsualFamily):
 
     # Latents.
 
-    @property
-    def vae_stride(self) -> int:
-        return int(2 ** len(self.vae_config.get("temperal_downsample", [True] * VAE_HALVINGS)))
+    def latent_spec(self, vae: Mapping[str, Any] | None) -> LatentSpec:
+        """Every level that may shorten a film halves both sides."""
+        return self.released_latents if vae is None else LatentSpec(int(vae["z_dim"]), 2 ** len(vae["temperal_downsample"]))
 
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
         return {name: moment[:, :, 0] for name, moment in encode_posterior(vae, pixels[:, :, None]).items()}  # a film of one picture

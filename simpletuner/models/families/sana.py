@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.errors import ConfigError
 from simpletuner.models.flow import flow_matching
-from simpletuner.models.text import TextEncoder, count_tokens, encode_both_ways
+from simpletuner.models.latents import LatentSpec
+from simpletuner.models.recognise import Shapes
+from simpletuner.models.text import TextEncoder, both_ways_shapes, count_tokens, encode_both_ways, width_of
 from simpletuner.models.usual import UsualFamily, both_ways_inputs
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ TEXT_TOKENS = 300
 TIME_SCALE = 1000
 PIPELINE_STEP_PX = 32
 """The pipeline refuses sides that are no multiple of this."""
-VAE_LEVELS = 6
-"""Of the released VAE, each but the last of which halves both sides."""
+NARROW, DEEP_BLOCKS = 1152, 60
+"""Width of the 0.6B model, blocks of the 4.8B one."""
 
 
 class Sana(UsualFamily):
@@ -48,11 +50,27 @@ class Sana(UsualFamily):
         "TransformerBlock": ("SanaTransformerBlock",),
     }
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
+    masks_attention = True
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "SanaPipeline"
     denoiser_class = "SanaTransformer2DModel"
     vae_class = "AutoencoderDC"
+    released_latents = LatentSpec(channels=32, stride_px=32)
+    released_text_width = 2304
+
+    @classmethod
+    def flavours_of(cls, denoiser: Shapes) -> Sequence[str]:
+        """By width, depth and, between those that have these in common, whether queries are normalised."""
+        entry = denoiser.get("x_embedder.proj.weight", denoiser.get("patch_embed.proj.weight"))
+        if entry is None:
+            return ()
+        if entry[0] == NARROW:
+            return ("sana1.0-600m-1024", "sana1.0-600m-512")
+        if any(f"blocks.{DEEP_BLOCKS - 1}." in name for name in denoiser):
+            return ("sana1.5-4.8b-1024",)
+        is_normalised = any(name.endswith(("attn.q_norm.weight", "attn1.norm_q.weight")) for name in denoiser)
+        return ("sana1.5-1.6b-1024",) if is_normalised else ("sana1.0-1.6b-1024", "sana1.0-1.6b-2048")
 
     @property
     def step_px(self) -> int:
@@ -67,6 +85,9 @@ class Sana(UsualFamily):
         told = inspect.signature(diffusers.SanaPipeline.__call__).parameters["complex_human_instruction"].default
         return encode_both_ways(diffusers.SanaPipeline, encoders[0], prompts, self.text_tokens, complex_human_instruction=told)
 
+    def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
+        return both_ways_shapes(self.text_tokens, width_of(encoders[0], self.released_text_width))
+
     def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
         # After the instruction there is room for one less, and the pipeline makes small letters of all.
         return [count + 1 for count in count_tokens(encoders[0].tokenizer, [prompt.lower().strip() for prompt in prompts])]
@@ -77,9 +98,9 @@ class Sana(UsualFamily):
 
     # Latents.
 
-    @property
-    def vae_stride(self) -> int:
-        return int(2 ** (len(self.vae_config.get("encoder_block_out_channels", [0] * VAE_LEVELS)) - 1))
+    def latent_spec(self, vae: Mapping[str, Any] | None) -> LatentSpec:
+        """Every level but the last halves both sides."""
+        return self.released_latents if vae is None else LatentSpec(int(vae["latent_channels"]), 2 ** (len(vae["encoder_block_out_channels"]) - 1))
 
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
         """The VAE is no variational one: it gives one latent, not a distribution."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from simpletuner.models.clip import TOKENS as CLIP_TOKENS
 from simpletuner.models.clip import encode_penultimate
 from simpletuner.models.flow import flow_matching
-from simpletuner.models.text import TextEncoder, count_tokens, encode_unmasked
+from simpletuner.models.latents import LatentSpec
+from simpletuner.models.recognise import Shapes
+from simpletuner.models.text import TextEncoder, count_tokens, encode_unmasked, pooled_width_of, width_of
 from simpletuner.models.usual import UsualFamily, pooled_inputs
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 TEXT_TOKENS = 256
 """Of the T5, as many as StableDiffusion3Pipeline reads when it is not told otherwise."""
+LARGE_BLOCKS = 38
 TIME_SCALE = 1000
 """The denoiser is told times from 0 to this."""
 
@@ -48,9 +52,24 @@ class StableDiffusion3(UsualFamily):
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser_class = "SD3Transformer2DModel"
     original_layout = "sd3"
+    adaptable_text: Mapping[str, str] = {"text_encoder.text_model": "clip_l", "text_encoder_2.text_model": "clip_g"}
     modelspec_architecture = "stable-diffusion-3.5-medium"
     kohya_base = "sd3"
+    text_prefixes: ClassVar = {
+        "text_encoder": "text_encoders.clip_l.",
+        "text_encoder_2": "text_encoders.clip_g.",
+        "text_encoder_3": "text_encoders.t5xxl.",
+    }
     vae_has_shift = True
+    released_latents = LatentSpec(channels=16, stride_px=8)
+
+    @classmethod
+    def flavours_of(cls, denoiser: Shapes) -> Sequence[str]:
+        """By the number of blocks and of positions."""
+        if any(f"{blocks}.{LARGE_BLOCKS - 1}." in name for name in denoiser for blocks in ("joint_blocks", "transformer_blocks")):
+            return ("large",)
+        positions = denoiser.get("pos_embed", denoiser.get("pos_embed.pos_embed"))
+        return {192**2: ("3.0-medium",), 384**2: ("medium",)}.get(positions[1], ()) if positions else ()
 
     @property
     def step_px(self) -> int:
@@ -72,6 +91,11 @@ class StableDiffusion3(UsualFamily):
         clips = torch.cat([first, second], dim=-1)
         clips = torch.nn.functional.pad(clips, (0, t5.shape[-1] - clips.shape[-1]))
         return {"prompt": torch.cat([clips, t5], dim=-2), "pooled": torch.cat([pooled_1, pooled_2], dim=-1)}
+
+    def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
+        first, second, t5 = encoders
+        pooled = pooled_width_of(first, 768) + pooled_width_of(second, 1280)
+        return {"prompt": (CLIP_TOKENS + self.text_tokens, width_of(t5, self.released_text_width)), "pooled": (pooled,)}
 
     def count_tokens(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> list[int]:
         return count_tokens(encoders[2].tokenizer, prompts)  # the T5's: what the CLIPs do not see of a long prompt, the T5 does

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.models.flow import flow_matching
+from simpletuner.models.latents import LatentSpec
 from simpletuner.models.text import TextEncoder, fill_up, unpadded
 from simpletuner.models.usual import UsualFamily
 
@@ -34,17 +35,23 @@ class ZImage(UsualFamily):
         "turbo": "Tongyi-MAI/Z-Image-Turbo",
     }
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
+    flavour_defaults: ClassVar = {"turbo": {"validation_guidance": 0.0, "validation_num_inference_steps": 9}}
+    assistants: ClassVar = {"turbo": "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v1.safetensors"}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),
         "FeedForward": ("FeedForward",),
         "TransformerBlock": ("ZImageTransformerBlock",),
     }
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
+    masks_attention = True
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "ZImagePipeline"
     denoiser_class = "ZImageTransformer2DModel"
+    original_layout = "z_image"
     vae_has_shift = True
+    released_latents = LatentSpec(channels=16, stride_px=8)
+    released_text_width = 2560
 
     @property
     def step_px(self) -> int:

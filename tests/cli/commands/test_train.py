@@ -201,3 +201,27 @@ def test_auraflows_quickstart_is_a_plan_that_holds(capsys):
         "validation_torch_compile",
         "lr_scheduler",
     ]
+
+
+def test_what_is_trained_in_full_is_held_in_float32_and_pixels_without_a_cache_are_in_none(capsys):
+    shown = dry_run(capsys, "--example", "text-to-image", "--vae_cache_disable=true")[1]
+
+    assert "weights in float32, computed with in fp16" in shown
+    assert "encoded anew at every step" in shown and "latents in" not in shown
+
+
+def test_an_example_whose_files_are_not_there_names_the_page_that_tells_how_to_make_them(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    code, _, said = dry_run(capsys, "--example", "lesson35-mnist")
+
+    assert code == 2 and "lesson35-mnist/README.md" in said.replace("\n", "")
+
+
+def test_the_assistant_of_a_distilled_model_is_named(write_config, capsys):
+    write_config(model_family="flux", model_flavour="schnell", pretrained_model_name_or_path=None)
+
+    code, shown, said = dry_run(capsys)
+
+    assert code == 0, said
+    assert "the frozen adapter ostris/FLUX.1-schnell-training-adapter stands beside the base" in " ".join(shown.split())

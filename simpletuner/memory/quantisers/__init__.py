@@ -1,0 +1,1 @@
+"""One file a library that holds weights in few bits."""

@@ -1,0 +1,68 @@
+"""The frozen base between runs: quantised once, and read from then on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from simpletuner.memory.quantisers.quanto import Quanto
+from tests.builders.run import train_in_process, write_run
+
+OPTIONS = {"base_model_precision": "int8-quanto", "max_train_steps": 2, "mixed_precision": "bf16"}
+
+
+def refuse(*arguments: object) -> None:
+    raise AssertionError("a layer is quantised again")
+
+
+@pytest.fixture
+def once(tmp_path) -> Path:
+    """A run on a quantised base that has ended."""
+    write_run(tmp_path, **OPTIONS)
+    assert train_in_process(tmp_path) == 0
+    return tmp_path
+
+
+def again(folder: Path, **options) -> int:
+    return train_in_process(folder, "--output_dir", "again", *(f"--{key}={value}" for key, value in options.items()))
+
+
+def test_a_second_run_on_the_same_base_quantises_nothing_and_learns_the_same(once, monkeypatch):
+    monkeypatch.setattr(Quanto, "quantise", refuse)
+
+    assert again(once) == 0
+
+    first, second = (load_file(once / name / "pytorch_lora_weights.safetensors") for name in ("output", "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_base_is_quantised_anew(once):
+    kept = list((once / "cache" / "weights").iterdir())
+    model = next((once / "model" / "transformer").glob("*.safetensors"))
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+
+    assert again(once) == 0
+
+    assert len(kept) == 1 and len(list((once / "cache" / "weights").iterdir())) == 2
+
+
+def test_what_this_machine_cannot_do_is_refused_before_anything_is_made(tmp_path, capfd):
+    write_run(tmp_path, base_model_precision="fp8-torchao")
+
+    assert train_in_process(tmp_path) == 2
+
+    assert "base_model_precision fp8-torchao needs a CUDA device of compute capability 8.9" in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_nothing_is_kept_where_that_is_not_wanted(tmp_path):
+    write_run(tmp_path, **OPTIONS, keep_quantised_weights=False)
+
+    assert train_in_process(tmp_path) == 0
+
+    assert not (tmp_path / "cache" / "weights").exists()
