@@ -49,6 +49,8 @@ class Attached:
     parameters: int
     notes: tuple[str, ...] = ()
     """Things to say aloud, e.g. settings of the adapter's file that have no effect."""
+    layers: tuple[str, ...] = ()
+    """Names of the denoiser's layers that are adapted."""
 
 
 class Adapter(ABC):

@@ -83,14 +83,15 @@ def exports_of(kind: type[ModelFamily]) -> list[str]:
 
 def _section(name: str, kind: type[ModelFamily]) -> str:
     rows = "".join(_flavour_row(name, kind, flavour) for flavour in kind.flavours)
-    table = f"| flavour | model | text tokens | sides in steps of |\n|---|---|---|---|\n{rows}"
+    table = f"| flavour | model | parameters | text tokens | sides in steps of |\n|---|---|---|---|---|\n{rows}"
     preferred = ", ".join(f"`{key}` {value}" for key, value in kind.defaults.items())
     return f"\n## {name}\n\n{summary_of(name)}\n\nObjective: {OBJECTIVES[kind.objective]}. Its own defaults: {preferred}.\n\n{table}"
 
 
 def _flavour_row(name: str, kind: type[ModelFamily], flavour: str) -> str:
     family = kind(Models(model_family=name, model_flavour=flavour))
-    return f"| `{flavour}` | {family.source_name()} | {family.text_tokens} | {family.alignment_px} px |\n"
+    billions = f"{kind.billions[flavour]:g} billion" if flavour in kind.billions else ""
+    return f"| `{flavour}` | {family.source_name()} | {billions} | {family.text_tokens} | {family.alignment_px} px |\n"
 
 
 def _adapters_row(name: str, kind: type[ModelFamily]) -> str:

@@ -38,6 +38,8 @@ class ModelFamily(ABC):
 
     flavours: ClassVar[Mapping[str, str]]
     """Flavour name to hub id; the first is the default."""
+    billions: ClassVar[Mapping[str, float]] = {}
+    """Flavour name to the denoiser's parameters in billions, as its makers say."""
     objective: ClassVar[Literal["flow", "denoising"]]
     """Which of the options of the objective have an effect: those of flow matching, or those of epsilon and v prediction."""
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -71,6 +73,8 @@ class ModelFamily(ABC):
     )
     """Globs of the denoiser's layers that are never quantised: those that numbers come in by, the time among them, and go out by. They are few,
     and their errors reach everything."""
+    risky_layers: ClassVar[Mapping[str, str]] = {}
+    """Globs of the denoiser's layers with which adapters are known to have failed, to what is known, in a sentence."""
     denoiser_folder: ClassVar[str] = "transformer"
     """The denoiser's sub-folder in diffusers layout: transformer or unet."""
     own_options: ClassVar[tuple[str, ...]] = ()

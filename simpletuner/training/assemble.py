@@ -32,7 +32,7 @@ from simpletuner.reporting.tracker import Trackers, start_trackers
 from simpletuner.training.assistant import Assistant, find_assistant
 from simpletuner.training.assistant_rules import assistant_notes
 from simpletuner.training.attention import Attention, attention_of
-from simpletuner.training.base import check_precisions, load_denoiser
+from simpletuner.training.base import check_precisions, load_denoiser, risks
 from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.caching import Caches, fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
@@ -347,7 +347,7 @@ def attach_adapter(
     adapter.to(device)
     enable_checkpointing(denoiser, config.memory)
     denoiser.train()
-    return denoiser, replace(attached, notes=(*attached.notes, *offload.said(), *said)), offload
+    return denoiser, replace(attached, notes=(*attached.notes, *risks(family, attached.layers), *offload.said(), *said)), offload
 
 
 def pace_of(config: TrainConfig, steps: int, has_pictures: bool, evaluates: bool) -> Pace:

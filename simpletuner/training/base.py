@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -57,6 +58,11 @@ def recipe_for(config: TrainConfig, family: ModelFamily, accelerator: Accelerato
         return recipe
     root = Path(config.data.cache_dir)
     return replace(recipe, store=WeightStore(root / FOLDER / _name_of(recipe, family, root), accelerator.is_main_process, warn))
+
+
+def risks(family: ModelFamily, layers: Sequence[str]) -> list[str]:
+    """What is known of adapters on these layers of a denoiser, a sentence each."""
+    return [known for pattern, known in family.risky_layers.items() if any(fnmatch.fnmatch(name, pattern) for name in layers)]
 
 
 def text_recipes(options: Memory, device: torch.device) -> list[Recipe]:

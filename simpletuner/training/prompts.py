@@ -114,4 +114,6 @@ def parse_size(text: str, alignment_px: int) -> Size:
     else:
         number = float(match[3])
         width = height = round((number * 1e6) ** 0.5 if number < 5 else number)
+    if not width or not height:
+        raise ConfigError(f"validation_resolution {text!r} has no pixels", hint='Write "1024x768", "1024", or several with commas.')
     return Size(*(max(alignment_px, round(side / alignment_px) * alignment_px) for side in (width, height)))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from simpletuner.memory.quantisers.quanto import Quanto
 from tests.builders.run import train_in_process, write_run
+from tests.training.families import options_of
 
 OPTIONS = {"base_model_precision": "int8-quanto", "max_train_steps": 2, "mixed_precision": "bf16"}
 
@@ -58,6 +59,16 @@ def test_what_this_machine_cannot_do_is_refused_before_anything_is_made(tmp_path
 
     assert "base_model_precision fp8-torchao needs a CUDA device of compute capability 8.9" in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("targets", "is_said"), [('["ff.net.2"]', True), ('["to_q"]', False)])
+def test_what_is_known_of_the_layers_that_are_adapted_is_said(tmp_path, capsys, targets, is_said):
+    adapter = {"lora_type": "standard", "lycoris_config": None, "peft_lora_target_modules": targets}
+    write_run(tmp_path, **{**options_of("sdxl"), **adapter, "max_train_steps": 1, "resolution": 64})
+
+    assert train_in_process(tmp_path) == 0
+
+    assert ("known to end in NaN" in " ".join(capsys.readouterr().out.split())) is is_said
 
 
 def test_nothing_is_kept_where_that_is_not_wanted(tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from simpletuner.cli.choices import family_defaults
 from simpletuner.cli.main import main
+from simpletuner.errors import ConfigError
 from simpletuner.models.families.sdxl import StableDiffusionXL
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.models import Models
@@ -79,6 +80,14 @@ def test_a_refiner_is_known_by_its_flavour_or_by_what_it_lacks(tmp_path):
     by_name = Models(model_family="sdxl", pretrained_model_name_or_path="stabilityai/stable-diffusion-xl-refiner-1.0")
     assert StableDiffusionXL(by_name).pipeline_class == "StableDiffusionXLImg2ImgPipeline"
     assert not StableDiffusionXL(Models(model_family="sdxl", pretrained_model_name_or_path=str(tmp_path / "nowhere"))).is_refiner
+
+
+@pytest.mark.parametrize(("name", "flavour"), [("sdxl", "refiner-1.0"), (NAME, "base-1.0")])
+def test_a_flavour_that_a_folder_is_not_is_refused(name, flavour):
+    chosen = StableDiffusionXL(Models(model_family="sdxl", pretrained_model_name_or_path=str(model(name)), model_flavour=flavour))
+
+    with pytest.raises(ConfigError, match=f"model_flavour {flavour} does not fit"):
+        chosen.check_source()
 
 
 def test_a_refiner_without_a_vae_is_not_given_one_back():

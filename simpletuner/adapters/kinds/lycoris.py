@@ -99,6 +99,7 @@ class Lycoris(Adapter):
             modules_total=len(adaptable(denoiser)),
             parameters=sum(parameter.numel() for parameter in self.parameters().values()),
             notes=(*(f"{self._file.source}: {note}" for note in self._file.notes), *_notes(self._network, self._file)),
+            layers=tuple(self._modules),
         )
 
     def to(self, device: torch.device) -> None:

@@ -91,6 +91,7 @@ class Standard(Adapter):
             modules=len(self._layers),
             modules_total=len(modules),
             parameters=sum(parameter.numel() for parameter in self.parameters().values()),
+            layers=tuple(self._layers),
         )
 
     def parameters(self) -> dict[str, nn.Parameter]:

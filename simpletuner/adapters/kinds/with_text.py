@@ -40,7 +40,8 @@ class WithText(Adapter):
     def attach(self, denoiser: nn.Module) -> Attached:
         every = [self._main.attach(denoiser), *self._attached]
         self._denoiser = denoiser
-        return Attached(sum(one.modules for one in every), sum(one.modules_total for one in every), sum(one.parameters for one in every))
+        modules, total, parameters = (sum(getattr(one, name) for one in every) for name in ("modules", "modules_total", "parameters"))
+        return Attached(modules, total, parameters, layers=every[0].layers)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {**self._main.parameters(), **self.text_parameters()}

@@ -34,6 +34,7 @@ class AuraFlow(UsualFamily):
         "v0.1": "fal/AuraFlow",
         "pony": "purplesmartai/pony-v7-base",
     }
+    billions: ClassVar = dict.fromkeys(flavours, 6.8)
     objective: ClassVar = "flow"
     idle: ClassVar = {"distilled_guidance": "the model is not distilled from guidance"}
     defaults: ClassVar = {"flow_schedule_shift": 1.73, "validation_guidance": 3.5}

@@ -34,6 +34,7 @@ class Chroma(UsualFamily):
         "hd": "lodestones/Chroma1-HD",
         "flash": "lodestones/Chroma1-Flash",
     }
+    billions: ClassVar = dict.fromkeys(flavours, 8.9)
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
     flavour_defaults: ClassVar = {"flash": {"validation_guidance": 1.0, "validation_num_inference_steps": 16}}
     class_aliases: ClassVar = {

@@ -48,6 +48,7 @@ class Flux(UsualFamily):
         "fluxbooru": "terminusresearch/fluxbooru-v0.3",
         "libreflux": "jimmycarter/LibreFlux-SimpleTuner",
     }
+    billions: ClassVar = dict.fromkeys(flavours, 11.9)
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 3.5}
     flavour_defaults: ClassVar = {
         "schnell": {"validation_guidance": 0.0, "validation_num_inference_steps": 4},

@@ -47,6 +47,7 @@ class Flux2(UsualFamily):
         "klein-9b-distilled": "black-forest-labs/FLUX.2-klein-9B",
         "klein-4b-distilled": "black-forest-labs/FLUX.2-klein-4B",
     }
+    billions: ClassVar = {"klein-9b": 9, "klein-4b": 4, "dev": 32, "klein-9b-distilled": 9, "klein-4b-distilled": 4}
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
     flavour_defaults: ClassVar = {"klein-9b-distilled": DISTILLED, "klein-4b-distilled": DISTILLED}
     class_aliases: ClassVar = {

@@ -34,6 +34,7 @@ class Lumina2(UsualFamily):
     objective: ClassVar = "flow"
     idle: ClassVar = {"distilled_guidance": "the model is not distilled from guidance"}
     flavours: ClassVar = {"2.0": "Alpha-VLLM/Lumina-Image-2.0"}
+    billions: ClassVar = dict.fromkeys(flavours, 2.6)
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),

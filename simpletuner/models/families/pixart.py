@@ -42,6 +42,14 @@ class PixArt(DenoisingFamily):
         "600m-1024": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
         "600m-2048": "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS",
     }
+    billions: ClassVar = {
+        "900m-1024-v0.6": 0.9,
+        "900m-1024-v0.7-stage1": 0.9,
+        "900m-1024-v0.7-stage2": 0.9,
+        "600m-512": 0.6,
+        "600m-1024": 0.6,
+        "600m-2048": 0.6,
+    }
     defaults: ClassVar = {"validation_guidance": 4.5}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),

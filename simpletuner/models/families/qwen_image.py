@@ -35,6 +35,7 @@ class QwenImage(UsualFamily):
         "v2.0": "Qwen/Qwen-Image-2512",
         "v1.0": "Qwen/Qwen-Image",
     }
+    billions: ClassVar = dict.fromkeys(flavours, 20.4)
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),

@@ -43,6 +43,14 @@ class Sana(UsualFamily):
         "sana1.0-600m-1024": "Efficient-Large-Model/Sana_600M_1024px_diffusers",
         "sana1.0-600m-512": "Efficient-Large-Model/Sana_600M_512px_diffusers",
     }
+    billions: ClassVar = {
+        "sana1.5-4.8b-1024": 4.8,
+        "sana1.5-1.6b-1024": 1.6,
+        "sana1.0-1.6b-2048": 1.6,
+        "sana1.0-1.6b-1024": 1.6,
+        "sana1.0-600m-1024": 0.6,
+        "sana1.0-600m-512": 0.6,
+    }
     defaults: ClassVar = {"flow_schedule_shift": 3.0, "validation_guidance": 4.5}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),

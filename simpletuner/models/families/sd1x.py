@@ -17,6 +17,7 @@ class StableDiffusion1(StableDiffusion):
         "1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "1.4": "CompVis/stable-diffusion-v1-4",
     }
+    billions: ClassVar = dict.fromkeys(flavours, 0.86)
     released_text_width = 768
 
     @classmethod

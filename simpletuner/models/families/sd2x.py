@@ -17,5 +17,6 @@ class StableDiffusion2(StableDiffusion):
         "digitaldiffusion": "Junglerally/Digital-Diffusion",
         "pseudojourney": "bghira/pseudo-journey-v2",
     }
+    billions: ClassVar = dict.fromkeys(flavours, 0.87)
     released_text_width = 1024
     releases_by_prediction: ClassVar = {"epsilon": "2.0-base or 2.1-base, of 512 pixels", "v_prediction": "2.0 or 2.1, of 768 pixels"}

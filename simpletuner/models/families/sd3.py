@@ -38,6 +38,7 @@ class StableDiffusion3(UsualFamily):
         "large": "stabilityai/stable-diffusion-3.5-large",
         "3.0-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
     }
+    billions: ClassVar = {"medium": 2.5, "large": 8.1, "3.0-medium": 2.1}
     defaults: ClassVar = {"flow_schedule_shift": 3.0, "validation_guidance": 5.0}
     class_aliases: ClassVar = {
         "Attention": ("Attention",),

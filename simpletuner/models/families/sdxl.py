@@ -35,12 +35,16 @@ class StableDiffusionXL(UNetFamily):
         "refiner-1.0": "stabilityai/stable-diffusion-xl-refiner-1.0",
         "refiner-0.9": "stabilityai/stable-diffusion-xl-refiner-0.9",
     }
+    billions: ClassVar = {"base-1.0": 2.57, "base-0.9": 2.57, "refiner-1.0": 2.3, "refiner-0.9": 2.3}
     defaults: ClassVar = {"validation_guidance": 5.0}
     flavour_defaults: ClassVar = {"refiner-1.0": {"refiner_training": True}, "refiner-0.9": {"refiner_training": True}}
     idle: Mapping[str, str] = {"data_aesthetic_score validation_start_image": "they are for the refiner"}
     parts: tuple[str, ...] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "unet", "scheduler")
     text_parts: Sequence[tuple[str, str]] = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     pipeline_class = "StableDiffusionXLPipeline"
+    risky_layers: ClassVar = {
+        "*.ff.net.*": "adapters on feed-forward layers of SDXL are known to end in NaN at times; leave FeedForward out of the targets if that happens"
+    }
     original_layout = "sdxl"
     own_options = ("data_aesthetic_score", "validation_start_image")
     adaptable_text: Mapping[str, str] = {"text_encoder.text_model": "clip_l", "text_encoder_2.text_model": "clip_g"}
@@ -72,6 +76,13 @@ class StableDiffusionXL(UNetFamily):
             return self.source.flavour in REFINER_FLAVOURS
         except ConfigError:  # `check_source` has more to say of it
             return False
+
+    def check_source(self) -> None:
+        super().check_source()
+        flavour = self.options.model_flavour
+        if flavour is not None and self.source.knows("") and is_local(self.source.base) and (flavour in REFINER_FLAVOURS) != self.is_refiner:
+            kind = "a refiner" if self.is_refiner else "no refiner: it has both text encoders"
+            raise ConfigError(f"model_flavour {flavour} does not fit {self.source_name()}, which is {kind}", hint="Leave model_flavour out.")
 
     @classmethod
     def flavours_of(cls, denoiser: Shapes) -> Sequence[str]:

@@ -34,6 +34,7 @@ class ZImage(UsualFamily):
         "base": "Tongyi-MAI/Z-Image",
         "turbo": "Tongyi-MAI/Z-Image-Turbo",
     }
+    billions: ClassVar = dict.fromkeys(flavours, 6.2)
     defaults: ClassVar = {"flow_schedule_shift": SHIFT, "validation_guidance": 4.0}
     flavour_defaults: ClassVar = {"turbo": {"validation_guidance": 0.0, "validation_num_inference_steps": 9}}
     assistants: ClassVar = {"turbo": "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v1.safetensors"}
