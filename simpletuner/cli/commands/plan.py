@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from simpletuner.training.plan_pictures import largest_batch
 
     console = Console(stream=sys.stderr if args.json else sys.stdout)
+    console.say("planning on shapes alone; a large model takes a minute" + (", and each proposal another" if args.fit else ""))
     batch = largest_batch(config, build_family(config), variables)
     if card_bytes is None:
         plan = plan_run(config, batch.size, batch.count, args.device, batch.references)
