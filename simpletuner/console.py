@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+MEGABYTE = 1_000_000
 PLAIN_SECONDS = 10.0
 """In a pipe, a bar prints a line this often at most."""
 
@@ -135,6 +136,19 @@ class Console:
             yield bar
         finally:
             bar.close()
+
+
+def in_megabytes(bar: Bar) -> Callable[[int], None]:
+    """Give what counts bytes as done on a bar whose unit is MB."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        if done // MEGABYTE > before // MEGABYTE:
+            bar.advance(done // MEGABYTE - before // MEGABYTE)
+
+    return advance
 
 
 def duration(seconds: float) -> str:

@@ -73,6 +73,26 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """What chance decides of a batch, and what was made of it ahead."""
+
+    place: tuple[int, int]
+    """Optimizer steps done before the one that it is for, and the position within that step's gradient accumulation."""
+    latents: Tensor
+    """Scaled, float32, (B, C, h, w)."""
+    noise: Tensor
+    """What the target is made of, (B, C, h, w)."""
+    time: Tensor
+    """(B,), in [0, 1]; 0 is data, 1 is noise."""
+    mixed: Tensor | None = None
+    """What is mixed in, where that is not the noise, (B, C, h, w)."""
+    guidance: Tensor | None = None
+    """(B,), what a model distilled from guidance is told."""
+    way: Tensor | None = None
+    """The times of a rollout, (K + 1, B); None where no sample is rolled out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one micro-step trains on: samples of one backend and one bucket."""
 
@@ -86,7 +106,9 @@ class Batch:
     mask: Tensor | None = None
     """(B, 1, h, w) in [0, 1], by which each place of the loss is multiplied; None is 1 everywhere."""
     references: tuple[Mapping[str, Tensor], ...] = ()
-    """Of each reference picture, raw latents as in `latents`."""
+    """Of each reference picture, raw latents as in `latents`; `scaled`, (B, C, h, w), once they were made ready."""
+    drawn: Drawn | None = None
+    """What was drawn ahead; drawn when it is asked for if there is nothing."""
 
     @property
     def is_regularisation(self) -> bool:

@@ -24,10 +24,11 @@ GROUND_FLOOR_MAY_USE = {"console": {"errors"}, "plugins": {"errors"}, "relaxed_j
 LIBRARY_ROOMS = {
     "rich": ("console.py",),
     "argparse": ("cli/",),
+    "prompt_toolkit": ("cli/wizard/terminal.py", "cli/wizard/screen.py"),
     "pydantic": ("options/", "data/backend.py", "data/checks.py"),
     "diffusers": ("models/",),
     "transformers": ("models/",),
-    "lycoris": ("adapters/kinds/lycoris.py", "adapters/rank_masks.py", "adapters/steady_modules.py"),
+    "lycoris": ("adapters/kinds/lycoris.py", "adapters/factored.py", "adapters/rank_masks.py", "adapters/steady_modules.py"),
     "peft": ("adapters/kinds/standard.py",),
     "optimum": ("memory/quantisers/",),
     "torchao": ("memory/quantisers/", "optim/"),

@@ -63,8 +63,8 @@ class Adapter(ABC):
     """
 
     trains_base: ClassVar[bool] = False
-    """Whether the denoiser's own weights are trained. Such a base is loaded in float32 and never quantised, and a
-    step runs it under autocast when `mixed_precision` asks for less. Other kinds need no autocast."""
+    """Whether the denoiser's own weights are trained. Such a base is loaded in float32 or bf16 and never
+    quantised, and a step runs float32 under autocast when `mixed_precision` asks for less. Other kinds need no autocast."""
 
     def __init__(self, options: Adapters, targets: Targets) -> None:
         self.options = options

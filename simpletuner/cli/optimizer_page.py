@@ -15,17 +15,20 @@ Written by `simpletuner optimizers --markdown`; change the rows in `simpletuner/
 GPUs and on the CPU, where each is tested to go on from a checkpoint with the same bytes, and all heed `lr_scheduler` and `max_grad_norm`.
 
 "Remembers" is how many bytes an optimizer keeps for each number that is trained, in a large square matrix; the number itself and its gradient
-take 4 bytes each. "Comes with" is what to install: `simpletuner`, or `pip install 'simpletuner[optimizers]'`.
+take 4 bytes each. "In bf16" is the same for those that train bf16 weights, of which number and gradient take 2 bytes each, without losing updates
+that are small beside them; see `base_model_default_dtype`, which is for `model_type: full`. "Comes with" is what to install: `simpletuner`, or
+`pip install 'simpletuner[optimizers]'`.
 
-| optimizer | comes with | remembers | what it is |
-|---|---|---|---|
+| optimizer | comes with | remembers | in bf16 | what it is |
+|---|---|---|---|---|
 """
 NOTES = """
 - Those that find their own rate (`prodigy`, `prodigy_schedulefree`) take no notice of `learning_rate`; `lr_scheduler` still scales what they find.
 - Those that average their weights (`adamw_schedulefree`, `radam_schedulefree`, `sgd_schedulefree`, `prodigy_schedulefree`) want `lr_scheduler`
   constant. Pictures, held-out losses, checkpoints and the result show the average; `use_ema` beside it averages twice.
 - `bnb-*-paged` page on NVIDIA GPUs; elsewhere they are as those without `-paged`.
-- `ao-*` are compiled at the first step, which takes a minute and a C++ compiler. `optimizer_config: bf16_stochastic_round=true` is for bf16 weights.
+- `ao-*` are compiled at the first step, which takes a minute and a C++ compiler.
+- `optimizer_release_gradients` goes with all but `prodigy` and `prodigy_schedulefree`, which find one rate from all gradients together.
 - `soap` remembers two more square matrices for each side of a matrix up to `max_precondition_dim` (512), which is in its 24 bytes.
 """
 SCHEDULES_HEAD = """
@@ -58,7 +61,7 @@ def page() -> str:
     return "".join(
         (
             HEAD,
-            *(f"| `{row.name}` | {comes_with(row)} | {row.state_bytes:g} | {row.summary} |\n" for row in OPTIMIZERS),
+            *(f"| `{row.name}` | {comes_with(row)} | {row.state_bytes:g} | {in_bf16(row)} | {row.summary} |\n" for row in OPTIMIZERS),
             NOTES,
             SCHEDULES_HEAD,
             *(f"| `{row.name}` | {row.summary} | {', '.join(f'`{key}`' for key in sorted(row.heeds)) or '-'} |\n" for row in SCHEDULES),
@@ -81,6 +84,11 @@ def listing() -> str:
         if rows:
             parts.append("\n".join([title, *(f"  {row.name:<24} {row.state_bytes:>4g} bytes  {row.summary}" for row in rows)]))
     return "\n\n".join(parts)
+
+
+def in_bf16(row: Row) -> str:
+    """What it remembers of bf16 weights, and how it keeps small updates of them."""
+    return f"{row.bf16_state_bytes:g}, {row.bf16_by}" if row.bf16_by else "-"
 
 
 def comes_with(row: Row) -> str:

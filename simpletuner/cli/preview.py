@@ -11,9 +11,9 @@ from simpletuner.console import Console
 from simpletuner.data.held_out import held_out_of, idle_notes
 from simpletuner.data.plan import load_plan
 from simpletuner.models.family import ModelFamily
-from simpletuner.optim import catalogue, notes
+from simpletuner.optim import catalogue, notes, rules, scaling
 from simpletuner.options.load import DEFAULT, Loaded
-from simpletuner.options.memory import WEIGHTS
+from simpletuner.options.memory import TRAINED, WEIGHTS
 from simpletuner.options.option import options_of
 from simpletuner.options.train_config import SECTIONS, TrainConfig
 from simpletuner.training.assistant_rules import assistant_notes
@@ -37,6 +37,7 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
     family = family_of(config.models.model_family)(config.models)
     family.check_source()
     catalogue.find(config.optim.optimizer)
+    of_release = rules.check_release(config.optim) if config.adapters.model_type == "full" else []
     console.heading("Would load")
     console.facts(parts_of(config, family))
     alignment_px = family.alignment_px if knows_alignment(family) else USUAL_ALIGNMENT_PX
@@ -49,7 +50,8 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
     console.say()
     of_model = (*family.notes(), *family.objective_notes(config.diffusion), *assistant_notes(config, family))
     of_data = (*plan.notes, *idle_notes(config.validation, config.data, plan))
-    for note in (*loaded.notes, *of_model, *text_notes, *notes.notes(config.optim), *of_data):
+    of_rate = (*notes.notes(config.optim), *scaling.scaling_notes(config.optim, config.training.images_per_step), *of_release)
+    for note in (*loaded.notes, *of_model, *text_notes, *of_rate, *of_data):
         console.say(f"note: {note}")
     console.say("\nNothing was loaded or written, and no picture was opened: `simpletuner dataset check` does that. Without --dry-run this trains.")
 
@@ -108,8 +110,9 @@ def parts_of(config: TrainConfig, family: ModelFamily) -> dict[str, str]:
     models, memory, kind = config.models, config.memory, kind_of(config.adapters)
     replaced = models.pretrained_unet_model_name_or_path or models.pretrained_transformer_model_name_or_path
     precision = "" if memory.base_model_precision == "no_change" else f", quantised to {memory.base_model_precision}"
-    dtype, full = WEIGHTS[memory.mixed_precision], WEIGHTS["no"]
-    held = f"{full}, computed with in {dtype}" if kind == "full" and dtype != full else f"{dtype}{precision}"
+    dtype = WEIGHTS[memory.mixed_precision]
+    full = TRAINED[rules.trains_in(config.optim, memory)] if kind == "full" else dtype
+    held = f"{full}, computed with in {dtype}" if dtype != full else f"{dtype}{precision}"
     how = f"{'random ' if family.starts_random else ''}weights in {held}"
     adapter = "all weights"
     if kind == "lycoris":

@@ -50,8 +50,8 @@ class EmbedCache:
         """
         self._stores_of: Callable[[str], Sequence[Store]] = (lambda _: (store,)) if isinstance(store, Store) else store
         self._fingerprint, self._warn = fingerprint, warn
-        hint = "Set a smaller text_encoder_1_precision, or a lower tokenizer_max_length."
-        self._encoder: RowEncoder[Sequence[str]] = RowEncoder(encode, batch_size, warn, "text_encoder_batch_size", hint)
+        hint = "Set text_encoder_1_precision (and those of further encoders) to int8-quanto, or a lower tokenizer_max_length."
+        self._encoder: RowEncoder[Sequence[str]] = RowEncoder(encode, batch_size, warn, noun="captions", option="text_encoder_batch_size", hint=hint)
         self._held = _Held(held_bytes)
 
     def key(self, prompt: str) -> str:

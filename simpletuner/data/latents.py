@@ -123,8 +123,8 @@ class LatentCache:
         self._encode, self._fingerprint, self._images = encode, fingerprint, images
         self._warn, self._is_ondemand, self._noun = warn, is_ondemand, noun
         self._skipped: set[str] = set()
-        hint = "Set vae_enable_tiling or vae_enable_slicing, a smaller vae_dtype, or a lower resolution."
-        self._encoder: RowEncoder[Tensor] = RowEncoder(self._encode_alike, batch_size, warn, "vae_batch_size", hint)
+        hint = "Set vae_enable_tiling, vae_dtype bf16, or a lower resolution."
+        self._encoder: RowEncoder[Tensor] = RowEncoder(self._encode_alike, batch_size, warn, noun="images", option="vae_batch_size", hint=hint)
 
     def key(self, sample: Sample) -> str:
         """The key of a sample's latents; its bytes must have been read."""

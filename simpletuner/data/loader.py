@@ -71,6 +71,10 @@ class Readable:
     """Latents, then what goes along."""
 
 
+def as_it_is(batch: Batch, number: int) -> Batch:
+    return batch
+
+
 class Loader:
     """The stream of batches of a run."""
 
@@ -86,7 +90,6 @@ class Loader:
         besides: Mapping[str, Sequence[Beside]] = MappingProxyType({}),
         mask_probability: float = 1.0,
         prefetch: int = 4,
-        pin_memory: bool = False,
     ) -> None:
         """
         Args:
@@ -95,14 +98,15 @@ class Loader:
             besides: dataset id to what goes along with its pictures.
             mask_probability: that a draw is trained with its mask, where it has one.
             prefetch: batches read ahead by threads; 0 reads when asked. The batches are the same.
-            pin_memory: put them into page-locked memory, from which an accelerator copies faster.
         """
         self._sampler, self._latents, self._embeds = sampler, latents, embeds
         self._caption_dropout, self._seed, self._variations = caption_dropout, seed, variations
         self._besides, self._mask_probability = besides, mask_probability
-        self._prefetch, self._pin_memory = prefetch, pin_memory
+        self._prefetch = prefetch
 
-    def iterate(self, position: int = 0, stride: int = 1, count: int | None = None) -> Generator[Batch, None, None]:
+    def iterate(
+        self, position: int = 0, stride: int = 1, count: int | None = None, make_ready: Callable[[Batch, int], Batch] = as_it_is
+    ) -> Generator[Batch, None, None]:
         """Give the batches at position, position + stride, position + 2 stride, ...
 
         What goes wrong while reading ahead is raised here, at the batch it belongs to. Closing the generator stops the threads.
@@ -111,17 +115,22 @@ class Loader:
             position: in the stream of all processes: with n of them, process r takes every n-th batch from its r-th on.
             stride: the number of processes.
             count: batches to give; without end if not given.
+            make_ready: what is done with each before it is asked for; called from several threads, with the number of batches before it.
         """
-        positions = islice(count_from(position, stride), count)
+        numbers = islice(count_from(), count)
+
+        def read(number: int) -> Batch:
+            return make_ready(self.batch_at(position + number * stride), number)
+
         if not self._prefetch:
-            yield from map(self.batch_at, positions)
+            yield from map(read, numbers)
             return
         pool = ThreadPoolExecutor(min(self._prefetch, READERS), thread_name_prefix="batch-reader")
         try:
-            ahead: deque[Future[Batch]] = deque(pool.submit(self.batch_at, one) for one in islice(positions, self._prefetch))
+            ahead: deque[Future[Batch]] = deque(pool.submit(read, one) for one in islice(numbers, self._prefetch))
             while ahead:
                 batch = ahead.popleft().result()
-                ahead.extend(pool.submit(self.batch_at, one) for one in islice(positions, 1))
+                ahead.extend(pool.submit(read, one) for one in islice(numbers, 1))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -198,8 +207,7 @@ class Loader:
         return prompt_of(sample, draw, self._caption_dropout, self._seed, self._variations.get(sample.backend))
 
     def _stack(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        return {name: tensor.pin_memory() for name, tensor in stacked.items()} if self._pin_memory else stacked
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def prompt_of(sample: Sample, draw: int, caption_dropout: float, seed: int, variation: Variation | None = None) -> str:

@@ -19,17 +19,20 @@ Row = dict[str, Tensor]
 class RowEncoder(Generic[Items]):
     """An encoder with the number of items that it is known to take at once."""
 
-    def __init__(self, encode: Callable[[Items], Mapping[str, Tensor]], batch_size: int, warn: Callable[[str], None], option: str, hint: str) -> None:
+    def __init__(
+        self, encode: Callable[[Items], Mapping[str, Tensor]], batch_size: int, warn: Callable[[str], None], *, noun: str, option: str, hint: str
+    ) -> None:
         """
         Args:
             encode: B items to tensors whose first axis is B.
             batch_size: items at once; halved for good when memory runs out, which `warn` is told.
+            noun: what many items are called.
             option: the batch size's name as the user types it.
             hint: what to do when not even one item fits.
         """
         self.batch_size = batch_size
         self._encode: Callable[[Items], Mapping[str, Tensor]] = encode
-        self._warn, self._option, self._hint = warn, option, hint
+        self._warn, self._noun, self._option, self._hint = warn, noun, option, hint
 
     def rows(self, items: Items) -> list[Row]:
         """Encode items in their order; the answers come to the CPU.
@@ -63,9 +66,9 @@ class RowEncoder(Generic[Items]):
         if torch.accelerator.is_available():
             torch.get_device_module().empty_cache()
         if self.batch_size == 1:
-            raise MemoryLimitError(f"memory ran out with {self._option} 1", hint=self._hint)
+            raise MemoryLimitError(f"memory ran out while {self._noun} were encoded, with {self._option} 1", hint=self._hint)
         self.batch_size = max(1, min(count, self.batch_size) // 2)
-        self._warn(f"memory ran out with {count} at once; going on with {self._option} {self.batch_size}")
+        self._warn(f"memory ran out with {count} {self._noun} encoded at once; going on with {self._option} {self.batch_size}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

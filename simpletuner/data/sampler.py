@@ -54,6 +54,8 @@ class Sampler:
             raise DatasetError("no dataset has anything to draw", hint="Enable a dataset with images and a probability above 0.")
         self._timeline = Timeline(self._lanes, batches_per_step, seed)
         self._held: dict[int, EpochPlan] = {}
+        self._located = 0, 0, 0
+        """The epoch that was found last, where it begins, and where the next one does; readers are mostly in one."""
         self._lock = threading.Lock()
 
     @property
@@ -87,8 +89,12 @@ class Sampler:
 
     def locate(self, position: int) -> tuple[int, int]:
         """Tell which epoch a position of the stream lies in, and which batch of it that is."""
-        epoch = self._timeline.locate(position)
-        return epoch, position - self._timeline.first(epoch)
+        epoch, first, after = self._located
+        if not first <= position < after:
+            epoch = self._timeline.locate(position)
+            first, after = self._timeline.first(epoch), self._timeline.first(epoch + 1)
+            self._located = epoch, first, after
+        return epoch, position - first
 
     def at(self, position: int) -> BatchPlan:
         """The batch at a position of the stream. Safe to call from several threads."""

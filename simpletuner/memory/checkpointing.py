@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
+from simpletuner.memory.compiling import CompiledForward
+
 if TYPE_CHECKING:
     from simpletuner.options.memory import Memory
 
@@ -81,12 +83,16 @@ class Recomputed:
             keeps_attention: whether the answers of attention, which are small and dear, are kept.
             waiting: where the inputs of blocks wait; None is where they are.
         """
-        self._taken, self._of, self._waiting = taken, of, waiting
+        self._taken, self._of, self._waiting, self._keeps_attention = taken, of, waiting, keeps_attention
         self._contexts: Callable[[], Any] = partial(create_selective_checkpoint_contexts, _KeepAttention()) if keeps_attention else noop_context_fn
         self._numbers: dict[nn.Module, int] = {}
 
     def __call__(self, block: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         if not self._is_taken(block):
+            return block(*arguments, **named)
+        compiled = vars(block).get("forward") if isinstance(block, nn.Module) else None
+        if self._keeps_attention and isinstance(compiled, CompiledForward) and compiled.is_on:
+            compiled.contexts = self._contexts
             return block(*arguments, **named)
         with self._waiting.hooks() if self._waiting is not None else nullcontext():  # outside of the checkpoint, these get its inputs alone
             return checkpoint(block, *arguments, use_reentrant=False, context_fn=self._contexts, **named)

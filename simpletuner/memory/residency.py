@@ -35,8 +35,11 @@ def release(*parts: Any) -> None:
     Their weights are taken away, so that a forgotten reference fails loudly instead of holding gigabytes.
 
     Args:
-        parts: networks, or dataclasses, mappings and sequences of them; anything else in there is left alone.
+        parts: networks, or dataclasses, mappings and sequences of them; anything else in there is left alone. With None alone, of what was
+            never loaded, nothing is done: to look for garbage among all that the libraries made takes a second.
     """
+    if parts and all(part is None for part in parts):
+        return
     for part in parts:
         for network in _networks(part):
             for module in network.modules():

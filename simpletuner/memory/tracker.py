@@ -36,24 +36,41 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield from tensors_in(tuple(value.values()))
 
 
+def _is_among(address: int, given: Any) -> bool:
+    return any(address == tensor.untyped_storage()._cdata for tensor in tensors_in(given))
+
+
+class _Mark(weakref.ref[torch.UntypedStorage]):
+    """A storage that may be gone, and its address."""
+
+    __slots__ = ("address",)
+    address: int
+
+
 class Tracker(TorchDispatchMode):
     """While it is entered, operations are watched; what was made before is counted once it is named."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, without: str | None = None) -> None:
+        """
+        Args:
+            without: the type of a device whose tensors are not counted: "meta" among real ones, where nothing stands behind them.
+        """
         super().__init__()
+        self._without = without
         self.bytes: Counter[str] = Counter()
         """Of each kind, now."""
         self.at_peak: Mapping[str, int] = {}
         """The same when there were most of them, those in main memory left aside."""
-        self.peak = self.host_peak = 0
+        self.now = self.peak = self.host_peak = 0
+        """Bytes on the device now and at most, and the most in main memory."""
         self._kind = WORK
-        self._known: dict[int, tuple[str, int]] = {}
-        """Kind and bytes of each storage, by its address."""
+        self._known: dict[int, tuple[str, int, _Mark]] = {}
+        """Kind and bytes of each storage, by its address, and what tells its end."""
+        self._new: dict[Any, bool] = {}
 
-    @property
-    def now(self) -> int:
-        """Bytes on the device."""
-        return self.bytes.total() - self.bytes[HOST]
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled meanwhile; what would see to that takes longer than all this
 
     def name(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Say of what kind these tensors are, whether they were seen to be made or not."""
@@ -63,12 +80,12 @@ class Tracker(TorchDispatchMode):
 
     def rename(self, old: str, new: str) -> None:
         """Have all of a kind be of another from now on."""
-        self._known = {address: (new if kind == old else kind, size) for address, (kind, size) in self._known.items()}
+        self._known = {address: (new if kind == old else kind, size, mark) for address, (kind, size, mark) in self._known.items()}
         self.bytes[new] += self.bytes.pop(old, 0)
 
     def add(self, size: int, kind: str) -> None:
         """Count bytes that no tensor stands for."""
-        self.bytes[kind] += size
+        self._grow(kind, size)
         self._compare()
 
     def restart(self) -> None:
@@ -93,33 +110,46 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         if function is torch.ops.prim.device.default:
             return function(*arguments)
-        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+        if types and any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # a tensor made of others: it first says what it does with those
         results = function(*arguments, **(named or {}))
-        for tensor in tensors_in(results):
+        for tensor in (results,) if type(results) is Tensor else tensors_in(results):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._known and not any(
-                storage._cdata == one.untyped_storage()._cdata for one in tensors_in((arguments, named))
-            ):
+            address = storage._cdata
+            if address not in self._known and (self._gives_new(function) or not _is_among(address, (arguments, named))):
                 self._count(storage, self._kind)
         return results
 
+    def _gives_new(self, function: Any) -> bool:
+        """Whether what an operation answers is never what it was given."""
+        if function not in self._new:
+            says_so = all(result.alias_info is None for result in function._schema.returns)
+            self._new[function] = says_so and function is not torch.ops.aten._unsafe_view.default  # which is a view
+        return self._new[function]
+
     def _count(self, storage: torch.UntypedStorage, kind: str) -> None:
+        if self._without is not None and storage.device.type == self._without:
+            return
         address = storage._cdata
         before = self._known.get(address)
         if before is None:
             size = storage.nbytes()
-            # A storage's Python object lives as long as the storage itself.
-            weakref.finalize(storage, self._forget, address).atexit = False
+            mark = _Mark(storage, self._forget)  # a storage's Python object lives as long as the storage itself
+            mark.address = address
         else:
-            size = before[1]
-            self.bytes[before[0]] -= size
-        self._known[address] = kind, size
+            was, size, mark = before
+            self._grow(was, -size)
+        self._known[address] = kind, size, mark
         self.add(size, kind)
 
-    def _forget(self, address: int) -> None:
-        kind, size = self._known.pop(address)
-        self.bytes[kind] -= size
+    def _forget(self, mark: _Mark) -> None:
+        kind, size, _ = self._known.pop(mark.address)
+        self._grow(kind, -size)
+
+    def _grow(self, kind: str, size: int) -> None:
+        self.bytes[kind] += size
+        if kind != HOST:
+            self.now += size
 
     def _compare(self) -> None:
         self.host_peak = max(self.host_peak, self.bytes[HOST])

@@ -132,12 +132,13 @@ def vae_network(plan: ModelFamily) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def read_tokens(encoder: Any, count: int, tokens: int) -> None:
-    """Have a text encoder read prompts, as far as the states that denoisers are given.
+def read_tokens(encoder: Any, count: int, tokens: int, *, grads: bool = False) -> Tensor:
+    """Have a text encoder read prompts, as far as the states that denoisers are given, (B, T, D).
 
     Args:
         count: of prompts.
         tokens: of each; a CLIP reads as many as it has positions for.
+        grads: whether something in it is trained.
     """
     import torch
 
@@ -145,8 +146,10 @@ def read_tokens(encoder: Any, count: int, tokens: int) -> None:
     tokens = min(tokens, int(config.get("max_position_embeddings") or tokens)) if "projection_dim" in config else tokens
     ids = torch.zeros(count, tokens, dtype=torch.long, device=next(encoder.parameters()).device)
     inner = getattr(encoder, "model", encoder)  # what language models make of the states, their logits, nobody asks for
-    with torch.no_grad():
-        inner(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states="d_model" not in config)
+    with torch.set_grad_enabled(grads):
+        found = inner(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states="d_model" not in config)
+    states: Tensor = found.last_hidden_state
+    return states
 
 
 def encode(vae: Any, pixels: Tensor) -> Tensor:

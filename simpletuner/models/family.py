@@ -10,16 +10,17 @@ Letters: B batch, C latent channels, H W pixels, h w latent pixels, T text token
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from simpletuner.models.files import nearest_path
 from simpletuner.models.identity import digest_files
 from simpletuner.models.latents import LatentSpec
 from simpletuner.models.layout import check_model, save_model
 from simpletuner.models.recognise import Shapes
-from simpletuner.models.source import Source
+from simpletuner.models.source import Source, is_local
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +152,8 @@ class ModelFamily(ABC):
         subfolders = {"transformer": options.pretrained_transformer_subfolder, "unet": options.pretrained_unet_subfolder}
         other = "unet" if name == "transformer" else "transformer"
         found = []
+        if not is_local(self.source.location) and (near := nearest_path(self.source.location)):
+            found.append(f"{self.source.location} is taken for a repository on the hub, since there is no such folder; there is {near}")
         if self.source.is_replaced(other) or subfolders[other]:
             found.append(f"pretrained_{other}_model_name_or_path and its subfolder have no effect: {options.model_family} has no {other}")
         if subfolders[name] and not self.source.is_replaced(name):
@@ -199,6 +202,15 @@ class ModelFamily(ABC):
             settles: how the networks are held, in the order of `text_modules`; in `dtype` on `device` if not given.
         """
 
+    @property
+    def frozen_text(self) -> Sequence[str]:
+        """Folders of the text encoders that stay as they are where others are trained: what they make of a prompt is made once, and kept."""
+        return ()
+
+    def load_some_text(self, names: Collection[str], device: torch.device, dtype: torch.dtype, settles: Sequence[Settle] = ()) -> Any:
+        """As `load_text_encoders`, only the encoders of these folders; for a family that has `frozen_text`, or all of them."""
+        return self.load_text_encoders(device, dtype, settles)
+
     @abstractmethod
     def text_modules(self, encoders: Any) -> list[nn.Module]:
         """The networks among `encoders`, in the order of text_encoder_1_precision to text_encoder_4_precision."""
@@ -218,6 +230,18 @@ class ModelFamily(ABC):
     @abstractmethod
     def encode_text(self, encoders: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Encode prompts to fixed-length tensors by the family's own names, e.g. `prompt` (B, T, D), `mask` (B, T)."""
+
+    def encode_frozen(self, encoders: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The share of `encode_text` that the encoders of `frozen_text` have in it, (B, ...), by any names; the others need not be loaded."""
+        return {}
+
+    def encode_trained(self, encoders: Any, prompts: Sequence[str], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `encode_text` gives; the encoders of `frozen_text` need not be loaded.
+
+        Args:
+            frozen: what `encode_frozen` gave of these prompts, on the encoders' device.
+        """
+        return self.encode_text(encoders, prompts)
 
     @abstractmethod
     def count_tokens(self, encoders: Any, prompts: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simpletuner.errors import ConfigError
+from simpletuner.errors import ConfigError, nearest
 
 STEMS = ("diffusion_pytorch_model", "model")
 """What weight files are called: by diffusers, by transformers."""
@@ -31,6 +31,30 @@ def find_weights(folder: Path, variant: str | None) -> tuple[str | None, list[st
                 if shards and all((folder / shard).is_file() for shard in shards):
                     return found, [index, *shards]
     return None
+
+
+def nearest_path(location: str) -> str | None:
+    """The existing path whose spelling is closest to one that does not exist, part by part; None if nothing is close."""
+    asked = Path(location).expanduser()
+    found = Path(asked.anchor)
+    for part in asked.parts[len(found.parts) :]:
+        if (found / part).exists():
+            found /= part
+            continue
+        try:
+            best = nearest(part, [path.name for path in found.iterdir()])
+        except OSError:  # it is a file, or may not be looked into
+            return None
+        if best is None:
+            return None
+        found /= best
+    return None if found == asked else f"./{found}" if location.startswith("./") else str(found)
+
+
+def path_hint(location: str) -> str:
+    """The way out where a path does not exist."""
+    near = nearest_path(location)
+    return f"Did you mean {near}?" if near else "Check the path; it starts from the folder in which the command runs."
 
 
 def weights_hint(folder: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simpletuner.errors import ConfigError, MemoryLimitError, SimpleTunerError
+from simpletuner.models.files import nearest_path
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ def _in_our_words(repository: str, revision: str | None, fetch: Callable[[], T])
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ConfigError(
             f"{repository!r} is neither a folder here nor a repository on the hub",
-            hint="Check the spelling; a private repository needs `hf auth login` or HF_TOKEN.",
+            hint=f"{_meant(repository)}Check the spelling; a private repository needs `hf auth login` or HF_TOKEN.",
         ) from error
     except (OSError, http_error) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -74,5 +75,11 @@ def _in_our_words(repository: str, revision: str | None, fetch: Callable[[], T])
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SimpleTunerError(
             f"{repository} cannot be downloaded: {reason}",
-            hint="Check the network and HF_ENDPOINT, or set pretrained_model_name_or_path to a folder that has the model.",
+            hint=f"{_meant(repository)}Check the network and HF_ENDPOINT, or set pretrained_model_name_or_path to a folder that has the model.",
         ) from error
+
+
+def _meant(repository: str) -> str:
+    """What a name that is no folder here may have been meant to be."""
+    near = nearest_path(repository)
+    return f"Did you mean the folder {near}? " if near else ""

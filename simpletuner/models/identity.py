@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 MEMO_FILE = "file-digests.json"
@@ -25,7 +25,7 @@ def digest_files(files: Mapping[str, Path], memo_folder: Path | None = None) -> 
 
     Args:
         files: names, by which they are told apart, to paths.
-        memo_folder: where digests of large files are remembered by path, size and time of change; None remembers nothing.
+        memo_folder: where digests of files are remembered by path, size, time of change and inode; None remembers nothing.
     """
     memo = _Memo(memo_folder)
     lines = [f"{name} {_digest_file(path, memo)}" for name, path in sorted(files.items())]
@@ -33,41 +33,62 @@ def digest_files(files: Mapping[str, Path], memo_folder: Path | None = None) -> 
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def _digest_file(path: Path, memo: _Memo) -> str:
+def unread(files: Iterable[Path], memo_folder: Path) -> list[Path]:
+    """Those of some files that `digest_files` would have to read, each once."""
+    memo = _Memo(memo_folder)
+    return [real for real in dict.fromkeys(path.resolve() for path in files) if not _is_blob(real) and memo.get(_key(real)) is None]
+
+
+def learn(files: Iterable[Path], memo_folder: Path, advance: Callable[[int], object]) -> None:
+    """Read files and remember their digests, after each of them; `advance` is told of the bytes."""
+    for path in files:
+        memo = _Memo(memo_folder)
+        _digest_file(path, memo, advance)
+        memo.save()
+
+
+def _digest_file(path: Path, memo: _Memo, advance: Callable[[int], object] = lambda count: None) -> str:
     """SHA-256 of the content, in hexadecimal."""
     real = path.resolve()
-    if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
+    if _is_blob(real):
         return real.name
-    known = memo.get(real)
+    key = _key(real)
+    known = memo.get(key)
     if known is None:
-        known = _sha256(real)
-        memo.put(real, known)
+        known = _sha256(real, advance)
+        if _key(real) == key and time.time() - real.stat().st_mtime > SETTLED_SECONDS:
+            memo.put(key, known)
     return known
 
 
-def _sha256(path: Path) -> str:
+def _is_blob(real: Path) -> bool:
+    """Whether a file's name is its digest, as the hub's cache names large files."""
+    return real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name) is not None
+
+
+def _sha256(path: Path, advance: Callable[[int], object]) -> str:
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(READ_BYTES):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 
 class _Memo:
-    """What earlier runs found. Holds no paths: a key is a digest of path, size and time of change."""
+    """What earlier runs found. Holds no paths: a key is a digest of path, size, time of change and inode."""
 
     def __init__(self, folder: Path | None) -> None:
         self._path = folder / MEMO_FILE if folder is not None else None
         self._known = self._read()
         self._is_changed = False
 
-    def get(self, file: Path) -> str | None:
-        return self._known.get(_key(file)) if self._path is not None else None
+    def get(self, key: str) -> str | None:
+        return self._known.get(key)
 
-    def put(self, file: Path, digest: str) -> None:
-        if self._path is not None and time.time() - file.stat().st_mtime > SETTLED_SECONDS:
-            self._known[_key(file)] = digest
-            self._is_changed = True
+    def put(self, key: str, digest: str) -> None:
+        self._known[key] = digest
+        self._is_changed = True
 
     def save(self) -> None:
         if self._path is None or not self._is_changed:
@@ -89,4 +110,5 @@ class _Memo:
 
 def _key(file: Path) -> str:
     found = file.stat()
-    return hashlib.blake2b(f"{file}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    facts = f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ino}"  # the last: another file may be moved here with its time of change
+    return hashlib.blake2b(facts.encode(errors="surrogateescape"), digest_size=16).hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.errors import ConfigError
-from simpletuner.models.files import STEMS, read_json
+from simpletuner.models.files import STEMS, path_hint, read_json
 from simpletuner.models.loading import load_network, without_bars
 from simpletuner.models.single_file import is_single_file, read_header
 from simpletuner.models.source import INDEX_FILE, Source, is_local
@@ -106,7 +106,7 @@ def _check_index(source: Source, pipeline_class: str) -> None:
         return
     root = Path(location).expanduser()
     if not root.is_dir():
-        raise ConfigError(f"{named} is not a folder", hint="Check the path; it starts from the folder in which the command runs.")
+        raise ConfigError(f"{named} is not a folder", hint=path_hint(location))
     if not (root / INDEX_FILE).is_file() and (root / "config.json").is_file():
         kind = read_json(root / "config.json").get("_class_name", "network")
         raise ConfigError(
@@ -137,7 +137,7 @@ def _check_part(source: Source, name: str, config_only: bool) -> None:
     if not is_local(part.location):
         return
     if not Path(part.location).expanduser().exists():
-        raise ConfigError(f"{part.location}, where the {part.name} should be, does not exist", hint="Check the path of that part.")
+        raise ConfigError(f"{part.location}, where the {part.name} should be, does not exist", hint=path_hint(part.location))
     if config_only:
         part.config()
         return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from simpletuner.errors import ConfigError
+from simpletuner.models.files import path_hint
 from simpletuner.models.hub import fetch_file
 from simpletuner.models.recognise import Kind, denoiser_names, is_idle, is_quantised, recognise, vae_names
 
@@ -161,7 +162,7 @@ def fetch_checkpoint(location: str) -> Path:
     if not is_address(location):
         path = Path(location).expanduser()
         if not path.is_file():
-            raise ConfigError(f"{location} does not exist", hint="Check the path; it starts from the folder in which the command runs.")
+            raise ConfigError(f"{location} does not exist", hint=path_hint(location))
         return path
     repository, name, revision = parse_address(location)
     fetched = fetch_file(repository, name, revision)

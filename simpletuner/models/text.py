@@ -27,6 +27,13 @@ class TextEncoder:
     encoder: nn.Module
 
 
+def no_text_encoder() -> TextEncoder:
+    """What stands in the place of an encoder that is not loaded."""
+    import torch
+
+    return TextEncoder(None, torch.nn.Identity())
+
+
 def width_of(config: Mapping[str, Any] | None, released: int) -> int:
     """D, from the configuration of a text encoder, of which the language model may be one part of two; `released` where there is none."""
     inner = {} if config is None else {**config, **(config.get("text_config") or {})}

@@ -5,7 +5,7 @@ Letters: B batch, C latent channels, H W pixels, h w latent pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,7 @@ from simpletuner.models.loading import load_network, random_network, stream_netw
 from simpletuner.models.source import Part, is_local
 from simpletuner.models.streaming import Settle, settle_layers
 from simpletuner.models.t5 import check_width, encoder_class
-from simpletuner.models.text import TextEncoder, load_text_encoder, width_of
+from simpletuner.models.text import TextEncoder, load_text_encoder, no_text_encoder, width_of
 from simpletuner.types import Size
 
 if TYPE_CHECKING:
@@ -107,9 +107,20 @@ class UsualFamily(ModelFamily):
     # Text.
 
     def load_text_encoders(self, device: torch.device, dtype: torch.dtype, settles: Sequence[Settle] = ()) -> list[TextEncoder]:
+        return self.load_some_text([name for name, _ in self.text_parts], device, dtype, settles)
+
+    def load_some_text(self, names: Collection[str], device: torch.device, dtype: torch.dtype, settles: Sequence[Settle] = ()) -> list[TextEncoder]:
         self._check_t5()
         given = dict(enumerate(settles))
-        return [load_text_encoder(self.source, device, dtype, *names, given.get(number)) for number, names in enumerate(self.text_parts)]
+        return [
+            load_text_encoder(self.source, device, dtype, *pair, given.get(number)) if pair[0] in names else no_text_encoder()
+            for number, pair in enumerate(self.text_parts)
+        ]
+
+    @property
+    def frozen_text(self) -> Sequence[str]:
+        trained = {key.split(".")[0] for key in self.adaptable_text}
+        return [name for name, _ in self.text_parts if trained and name not in trained]
 
     def text_modules(self, encoders: Sequence[TextEncoder]) -> list[nn.Module]:
         return [text.encoder for text in encoders]

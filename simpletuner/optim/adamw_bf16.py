@@ -21,6 +21,8 @@ MOST_ON_CPU, MOST_ELSEWHERE = 1 << 18, 1 << 22
 """Numbers that are updated at once: what a cache holds, or what keeps an accelerator busy. Some 30 bytes each are needed meanwhile."""
 FUSED_DEVICES = ("cuda", "cpu")
 LOWER_HALF = (1 << 16) - 1
+NUMBER = "number"
+"""In a group, what tells its draws from those of other groups, where its place among them does not."""
 
 
 class AdamWBF16(Optimizer):
@@ -57,7 +59,7 @@ class AdamWBF16(Optimizer):
         for number, group in enumerate(self.param_groups):
             most = MOST_ON_CPU if group["params"][0].device.type == "cpu" else MOST_ELSEWHERE
             for part, parameters in enumerate(parts(group["params"], self._kind, most)):
-                self._update(parameters, group, f"{number}.{part}")
+                self._update(parameters, group, f"{group.get(NUMBER, number)}.{part}")
         return loss
 
     def _kind(self, parameter: nn.Parameter) -> tuple[torch.device, torch.dtype, int]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from torch.optim import Optimizer
 
 from simpletuner.errors import ConfigError, choose
 from simpletuner.optim import schedules
+from simpletuner.optim.arguments import parse_arguments
 from simpletuner.optim.averaging import Averaging
 from simpletuner.optim.catalogue import Row, find
 
@@ -45,7 +44,8 @@ def build_optimizer(options: Optim, parameters: Mapping[str, nn.Parameter], text
         raise ConfigError(f"optimizer {row.name!r} cannot be imported: {error}", hint=f"Update the package {row.package}.") from error
     given = parse_arguments(options.optimizer_config)
     _check_arguments(row, kind, given)
-    arguments = {**row.defaults, **given}
+    in_bf16 = any(parameter.dtype == torch.bfloat16 for parameter in parameters.values())
+    arguments = {**row.defaults, **(row.bf16_defaults if in_bf16 else {}), **given}
     if row.fuses and not {"fused", "foreach", "differentiable"} & arguments.keys():
         arguments["fused"] = all(_is_fusable(parameter) for parameter in parameters.values())
     if row.has_triton and any(parameter.device.type == "cpu" for parameter in parameters.values()):
@@ -115,45 +115,6 @@ def _take_as_saved(optimizer: Optimizer, saved: dict[str, Any]) -> None:
                 before = saved["state"][number].get(key)
                 if type(value) is type(before) is Tensor and value.dtype != before.dtype:
                     state[key] = before.to(value.device, copy=True)
-
-
-def parse_arguments(config: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """Read optimizer_config: a dict, or "key=value,key=value"; values may be numbers, truths, or lists in brackets.
-
-    `beta1` and `beta2` together are `betas`.
-    """
-    if not isinstance(config, str):
-        given = dict(config or {})
-    else:
-        given = {}
-        for part in re.split(r",(?![^(\[]*[)\]])", config):  # commas outside brackets
-            key, sign, value = part.partition("=")
-            if not part.strip():
-                continue
-            if not sign:
-                raise ConfigError(f"optimizer_config: {part.strip()!r} has no value", hint="Write it as key=value,key=value.")
-            given[key.strip()] = value.strip()
-    read = {key: _value(value) for key, value in given.items()}
-    halves = [read.pop(key, None) for key in ("beta1", "beta2")]
-    if any(half is not None for half in halves):
-        if None in halves:
-            raise ConfigError("optimizer_config sets one of beta1 and beta2", hint="Set both, or betas.")
-        read["betas"] = tuple(halves)
-    return read
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    if not isinstance(value, str):
-        return value
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if value.lower() in words:
-        return words[value.lower()]
-    try:
-        return _value(ast.literal_eval(value))
-    except (ValueError, SyntaxError):  # plain text
-        return value
 
 
 def _is_fusable(parameter: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from simpletuner.errors import ConfigError, choose
 
@@ -32,6 +32,16 @@ class Row:
     """Whether it averages the weights itself (schedule-free): what it steps on is not what it ends with, see `averaging`."""
     state_bytes: float = 8
     """What it remembers of each number that is trained, in a large square float32 matrix."""
+    bf16_by: Literal["stochastic rounding", "Kahan summation"] | None = None
+    """How it trains bf16 weights without losing updates that are small beside them; None if it loses them."""
+    bf16_state_bytes: float = 0
+    """What it remembers of each number of such weights."""
+    bf16_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that it needs for it."""
+    bf16_switch: str | None = None
+    """The argument that turns it off where it is false; None if nothing does. Left at None, it is as `bf16_defaults` or the class have it."""
+    is_joint: bool = False
+    """Whether the update of a tensor depends on the gradients of others."""
     needs: str | None = None
     """The package that must be installed, where it is another than that of `where`."""
     capability: tuple[int, int] | None = None
@@ -46,6 +56,10 @@ class Row:
         return importlib.util.find_spec(self.package) is not None
 
 
+BY_CHANCE: Literal["stochastic rounding"] = "stochastic rounding"
+KAHAN: Literal["Kahan summation"] = "Kahan summation"
+OF_OPTIMI, OF_TORCHAO = "kahan_sum", "bf16_stochastic_round"
+ROUNDED_BY_CHANCE = {OF_TORCHAO: True}
 OPTIMIZERS = [
     Row("torch-adamw", "torch.optim:AdamW", "AdamW in float32, fused. The default for adapters.", fuses=True),
     Row("torch-adam", "torch.optim:Adam", "Adam; weight decay, if any, goes through the gradient.", fuses=True),
@@ -67,15 +81,67 @@ OPTIMIZERS = [
         "adamw_bf16",
         "simpletuner.optim.adamw_bf16:AdamWBF16",
         "AdamW whose bf16 weights and state are rounded by chance; float32 ones are trained as by torch-adamw.",
+        bf16_by=BY_CHANCE,
+        bf16_state_bytes=4,
     ),
-    Row("optimi-adamw", "optimi:AdamW", "AdamW with Kahan summation for bf16 weights.", has_triton=True),
-    Row("optimi-stableadamw", "optimi:StableAdamW", "AdamW that clips each tensor's update by itself.", has_triton=True),
-    Row("optimi-adam", "optimi:Adam", "Adam with Kahan summation for bf16 weights.", has_triton=True),
-    Row("optimi-lion", "optimi:Lion", "Sign of momentum; wants 3 to 10 times less rate than AdamW.", has_triton=True, state_bytes=4),
+    Row(
+        "optimi-adamw",
+        "optimi:AdamW",
+        "AdamW with Kahan summation for bf16 weights.",
+        has_triton=True,
+        bf16_by=KAHAN,
+        bf16_switch=OF_OPTIMI,
+        bf16_state_bytes=6,
+    ),
+    Row(
+        "optimi-stableadamw",
+        "optimi:StableAdamW",
+        "AdamW that clips each tensor's update by itself.",
+        has_triton=True,
+        bf16_by=KAHAN,
+        bf16_switch=OF_OPTIMI,
+        bf16_state_bytes=6,
+    ),
+    Row(
+        "optimi-adam",
+        "optimi:Adam",
+        "Adam with Kahan summation for bf16 weights.",
+        has_triton=True,
+        bf16_by=KAHAN,
+        bf16_switch=OF_OPTIMI,
+        bf16_state_bytes=6,
+    ),
+    Row(
+        "optimi-lion",
+        "optimi:Lion",
+        "Sign of momentum; wants 3 to 10 times less rate than AdamW.",
+        has_triton=True,
+        state_bytes=4,
+        bf16_by=KAHAN,
+        bf16_switch=OF_OPTIMI,
+        bf16_state_bytes=4,
+    ),
     Row("optimi-adan", "optimi:Adan", "Nesterov momentum estimated from gradient differences.", has_triton=True, state_bytes=16),
-    Row("optimi-radam", "optimi:RAdam", "Adam with a rectified start; needs no warm-up.", has_triton=True),
+    Row(
+        "optimi-radam",
+        "optimi:RAdam",
+        "Adam with a rectified start; needs no warm-up.",
+        has_triton=True,
+        bf16_by=KAHAN,
+        bf16_switch=OF_OPTIMI,
+        bf16_state_bytes=6,
+    ),
     Row("optimi-ranger", "optimi:Ranger", "RAdam with Lookahead.", has_triton=True, state_bytes=12),
-    Row("optimi-sgd", "optimi:SGD", "Gradient descent with Kahan summation for bf16 weights.", has_triton=True, state_bytes=0),
+    Row(
+        "optimi-sgd",
+        "optimi:SGD",
+        "Gradient descent with Kahan summation for bf16 weights.",
+        has_triton=True,
+        state_bytes=0,
+        bf16_by=KAHAN,
+        bf16_switch=OF_OPTIMI,
+        bf16_state_bytes=2,
+    ),
     Row("bnb-adamw", "bitsandbytes.optim:AdamW32bit", "AdamW of bitsandbytes, 32-bit state."),
     Row("bnb-adamw-paged", "bitsandbytes.optim:PagedAdamW32bit", "bnb-adamw, whose state moves to RAM when a GPU is short of memory."),
     Row(
@@ -147,13 +213,35 @@ OPTIMIZERS = [
         defaults={"momentum": 0.9},
         state_bytes=1,
     ),
-    Row("ao-adamw8bit", "torchao.optim:AdamW8bit", "AdamW of torchao, 8-bit state, compiled at the first step.", state_bytes=2),
-    Row("ao-adamw4bit", "torchao.optim:AdamW4bit", "AdamW of torchao, 4-bit state, compiled at the first step.", state_bytes=1),
+    Row(
+        "ao-adamw8bit",
+        "torchao.optim:AdamW8bit",
+        "AdamW of torchao, 8-bit state, compiled at the first step.",
+        state_bytes=2,
+        bf16_by=BY_CHANCE,
+        bf16_state_bytes=2,
+        bf16_defaults=ROUNDED_BY_CHANCE,
+        bf16_switch=OF_TORCHAO,
+    ),
+    Row(
+        "ao-adamw4bit",
+        "torchao.optim:AdamW4bit",
+        "AdamW of torchao, 4-bit state, compiled at the first step.",
+        state_bytes=1,
+        bf16_by=BY_CHANCE,
+        bf16_state_bytes=1,
+        bf16_defaults=ROUNDED_BY_CHANCE,
+        bf16_switch=OF_TORCHAO,
+    ),
     Row(
         "ao-adamwfp8",
         "torchao.optim:AdamWFp8",
         "AdamW of torchao, fp8 state, compiled at the first step; an RTX 40 or H100 and later.",
         state_bytes=2,
+        bf16_by=BY_CHANCE,
+        bf16_state_bytes=2,
+        bf16_defaults=ROUNDED_BY_CHANCE,
+        bf16_switch=OF_TORCHAO,
         capability=(8, 9),
     ),
     Row(
@@ -161,6 +249,10 @@ OPTIMIZERS = [
         "torchao.optim:AdamFp8",
         "Adam of torchao, fp8 state, compiled at the first step; an RTX 40 or H100 and later.",
         state_bytes=2,
+        bf16_by=BY_CHANCE,
+        bf16_state_bytes=2,
+        bf16_defaults=ROUNDED_BY_CHANCE,
+        bf16_switch=OF_TORCHAO,
         capability=(8, 9),
     ),
     Row("lion", "lion_pytorch:Lion", "Sign of momentum; wants 3 to 10 times less rate than AdamW.", extra="optimizers", state_bytes=4),
@@ -186,7 +278,7 @@ OPTIMIZERS = [
         averages=True,
         state_bytes=4,
     ),
-    Row("prodigy", "prodigyopt:Prodigy", "AdamW that finds its own learning rate.", extra="optimizers", rate=1.0, state_bytes=16),
+    Row("prodigy", "prodigyopt:Prodigy", "AdamW that finds its own learning rate.", extra="optimizers", rate=1.0, state_bytes=16, is_joint=True),
     Row(
         "prodigy_schedulefree",
         "prodigyplus:ProdigyPlusScheduleFree",
@@ -196,6 +288,7 @@ OPTIMIZERS = [
         rate=1.0,
         averages=True,
         state_bytes=4.4,
+        is_joint=True,
     ),
     Row(
         "came",

@@ -32,4 +32,6 @@ def notes(options: Optim) -> tuple[str, ...]:
         said.append(f"learning_rate {options.learning_rate:g} has no effect: optimizer {options.optimizer} finds its own")
         if options.text_encoder_lr is not None:
             said.append(f"text_encoder_lr {options.text_encoder_lr:g} has no effect either")
+        if options.lr_scale or options.lr_scale_sqrt:
+            said.append("lr_scale and lr_scale_sqrt have no effect either")
     return tuple(said)

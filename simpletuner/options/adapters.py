@@ -41,7 +41,7 @@ class Adapters(Section):
     """How a plain LoRA starts. `olora` and `pissa` start from parts of the base's weights, which must not be quantised."""
 
     train_text_encoder: bool = option(False)
-    """Put a plain LoRA on the CLIP text encoders too, in the same file. Captions are then encoded at every step, and no text cache is made."""
+    """Put a plain LoRA on the CLIP text encoders too, in the same file. They encode captions at every step; what a T5 says is cached."""
 
     text_encoder_limit: float = option(100.0, gt=0, le=100, advanced=True)
     """Percent of the run after which the text encoders stay as they are, while the denoiser goes on learning."""

@@ -40,13 +40,14 @@ IDLE = [
     ),
     Idle(LYCORIS, lambda c: c.adapters.model_type == "lora" and c.adapters.lora_type == "standard", "lora_type is standard"),
     Idle("text_encoder_lr text_encoder_limit", lambda c: not c.adapters.train_text_encoder, "train_text_encoder is not set"),
-    Idle("text_encoder_batch_size", lambda c: c.adapters.train_text_encoder, "with train_text_encoder captions are encoded at every step"),
     Idle(
         "validation_negative_prompt",
         lambda c: c.validation.validation_guidance == 0 and c.validation.validation_guidance_real <= 1,
         "validation_guidance is 0: pictures follow their prompt alone",
     ),
     Idle("validation_lycoris_strength", lambda c: c.adapters.model_type == "full", "there is no adapter"),
+    Idle("base_model_default_dtype", lambda c: c.adapters.model_type != "full", "an adapter is float32, and of its base mixed_precision says it"),
+    Idle("optimizer_release_gradients", lambda c: c.adapters.model_type != "full", "the gradients of an adapter are small"),
     Idle("flow_schedule_shift", lambda c: c.diffusion.flow_schedule_auto_shift, "flow_schedule_auto_shift finds it from the image's size"),
     Idle(
         "flow_sigmoid_scale",

@@ -11,13 +11,17 @@ from simpletuner.options.option import Problem, Section, option
 
 WEIGHTS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 """`mixed_precision` to the dtype that a frozen base is held in, in words."""
+TRAINED = {"fp32": "float32", "bf16": "bf16"}
+"""The same of `base_model_default_dtype`."""
+NO_GRADIENT = "torchao's own weights of 4 bits give no gradient to what they multiply; int4-torchao does, nf4-bnb is as small"
+INSTEAD = {"int8dq-int4-torchao": NO_GRADIENT, "fp8-int4-torchao": NO_GRADIENT}
 OFFLOADS = ("blocks_to_swap", "max_resident_weights", "enable_group_offload")
 """Options of which one alone can say what is offloaded."""
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def size_in_bytes(text: str) -> int:
-    """Read a size as people write it: 6GB, 6.5 gb, 512MiB; a bare number is bytes.
+    """Read a size as people write it: 6GB, 6.5 gb, 512MiB; a bare number is bytes, and refused below a million, which is hardly meant.
 
     Raises:
         ValueError: it is none.
@@ -26,6 +30,9 @@ def size_in_bytes(text: str) -> int:
     size = float(found[1]) * UNITS.get(found[2], 0) if found else 0
     if size < 1:
         raise ValueError(f"{text!r} is no size: write it as 6GB or 512MiB")
+    assert found is not None
+    if not found[2] and size < UNITS["mb"]:
+        raise ValueError(f"{text!r} has no unit, and would be bytes: write it as {found[1]}GB")
     return int(size)
 
 
@@ -33,9 +40,13 @@ class Memory(Section):
     """In what precision the frozen parts are held, and what is traded for memory."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] = option("bf16", ask="Compute in bf16, fp16 or full precision (no)?")
-    """Number format that the frozen base is held and computed in; `no` is float32. What is trained stays in float32."""
+    """Number format that the frozen base is held and computed in; `no` is float32. Adapters stay in float32."""
 
-    base_model_precision: str = option("no_change", ask="Quantise the base model to save memory?", choices_from="precision")
+    base_model_default_dtype: Literal["default", "bf16", "fp32"] = option("default", spellings={"bfloat16": "bf16", "float32": "fp32"}, advanced=True)
+    """Format of the weights that `model_type` full trains; their gradients have it too. `default` is bf16 with `mixed_precision` bf16 and an
+    `optimizer` that loses no small updates by it, and fp32 otherwise. Adapters are always fp32."""
+
+    base_model_precision: str = option("no_change", ask="Quantise the base model to save memory?", choices_from="precision", instead=INSTEAD)
     """Format that the frozen base's weights are quantised to. `int8-quanto` halves bf16 at hardly any loss."""
 
     quantize_via: Literal["accelerator", "cpu"] = option("accelerator", spellings={"pipeline": "accelerator"}, advanced=True)
@@ -44,16 +55,16 @@ class Memory(Section):
     keep_quantised_weights: bool = option(True, advanced=True)
     """Keep quantised weights in `cache_dir`, so that the next start on the same base reads them instead of quantising again."""
 
-    text_encoder_1_precision: str = option("no_change", choices_from="precision", advanced=True)
+    text_encoder_1_precision: str = option("no_change", choices_from="precision", instead=INSTEAD, advanced=True)
     """The same for the first text encoder, which is loaded only while captions are encoded."""
 
-    text_encoder_2_precision: str = option("no_change", choices_from="precision", advanced=True)
+    text_encoder_2_precision: str = option("no_change", choices_from="precision", instead=INSTEAD, advanced=True)
     """The same for the second text encoder, where the family has one."""
 
-    text_encoder_3_precision: str = option("no_change", choices_from="precision", advanced=True)
+    text_encoder_3_precision: str = option("no_change", choices_from="precision", instead=INSTEAD, advanced=True)
     """The same for the third text encoder, where the family has one."""
 
-    text_encoder_4_precision: str = option("no_change", choices_from="precision", advanced=True)
+    text_encoder_4_precision: str = option("no_change", choices_from="precision", instead=INSTEAD, advanced=True)
     """The same for the fourth text encoder, where the family has one."""
 
     vae_dtype: Literal["default", "fp32", "fp16", "bf16"] = option("default", advanced=True)
@@ -114,6 +125,9 @@ class Memory(Section):
     """Let the VAE work on an image in tiles. Saves memory with large images; seams may show."""
 
     def problems(self) -> Iterator[Problem]:
+        if self.base_model_default_dtype == "bf16" != self.mixed_precision:
+            keys = ("base_model_default_dtype", "mixed_precision")
+            yield Problem(keys, f"{keys[0]} bf16 needs {keys[1]} bf16, which is {self.mixed_precision}")
         interval, stride = self.gradient_checkpointing_interval, self.gradient_checkpointing_segment_stride
         if 0 < stride < interval:
             keys = ("gradient_checkpointing_segment_stride", "gradient_checkpointing_interval")

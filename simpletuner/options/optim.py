@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any, Literal
 
-from simpletuner.options.option import Problem, Section, option
+from simpletuner.options.option import Section, option
 
 SHORT = {
     "adamw": "torch-adamw",
@@ -70,13 +70,25 @@ class Optim(Section):
     lr_power: float = option(1.0, gt=0, advanced=True)
     """Power of `polynomial`: above 1 falls early, below 1 late."""
 
+    lr_scale: bool = option(False, advanced=True)
+    """Multiply `learning_rate` and `text_encoder_lr` by the pictures of a step: processes, `gradient_accumulation_steps` and
+    `train_batch_size` multiplied. `lr_end` stays as it is."""
+
+    lr_scale_sqrt: bool = option(False, advanced=True)
+    """The same by the square root of that number, with `lr_scale` or without."""
+
     max_grad_norm: float = option(1.0, ge=0)
     """Largest gradient that is let through; 0 lets all through."""
 
-    grad_clip_method: Literal["norm", "value"] = option("norm", advanced=True)
-    """What `max_grad_norm` limits: the length of the whole gradient (norm), or each of its numbers (value)."""
+    grad_clip_method: Literal["norm", "value", "tensor"] = option("norm", advanced=True)
+    """What `max_grad_norm` limits: the length of the whole gradient (norm), each of its numbers (value), or each tensor's length (tensor)."""
 
-    def problems(self) -> Iterator[Problem]:
-        falls = self.lr_scheduler not in ("constant", "constant_with_warmup")
-        if falls and self.lr_end > self.learning_rate:
-            yield Problem(("lr_end", "learning_rate"), f"lr_end is above learning_rate, from which lr_scheduler {self.lr_scheduler} falls")
+    optimizer_release_gradients: bool = option(False, advanced=True)
+    """Update each tensor as soon as its gradient is there, and let the gradient go: no more of them are held than of one tensor or two.
+    For `model_type` full on one process, without accumulation and with `grad_clip_method` value or tensor."""
+
+    def rate_factor(self, images: int) -> float:
+        """What `learning_rate` is multiplied by in steps of so many pictures."""
+        if self.lr_scale_sqrt:
+            return math.sqrt(images)
+        return float(images) if self.lr_scale else 1.0

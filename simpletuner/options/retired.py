@@ -46,9 +46,12 @@ GONE: Mapping[str, str] = {
     "cache entries are written as they are made": "write_batch_size",
     "no image is left out for the size of its bucket": "disable_bucket_pruning allow_dataset_oversubscription",
     "it is written in optimizer_config": "adam_beta1 adam_beta2 adam_epsilon adam_weight_decay optimizer_beta1 optimizer_beta2 prodigy_steps",
-    "mixed_precision says it": "base_model_default_dtype",
     "assistant_lora_path names the file, too: owner/name/file.safetensors": "assistant_lora_weight_name",
-    "what is trained has float32 gradients": "gradient_precision",
+    "blocks are compiled one by one, each as a whole or not at all": "dynamo_fullgraph dynamo_use_regional_compilation",
+    "gradients have the format of what is trained, which base_model_default_dtype says": "gradient_precision",
+    "torchao's offload trains a copy that neither a resumed run nor max_grad_norm reaches; the optimizers bnb-*-paged move their state to RAM": (
+        "optimizer_cpu_offload_method optimizer_offload_gradients fuse_optimizer"
+    ),
 }
 """Why keys are not needed, to the keys."""
 
@@ -66,9 +69,6 @@ LATER: Mapping[str, str] = {
     "options of other families": "t5_padding sd3_* slider_lora_target",
     "further kinds of plain LoRA": "peft_lora_mode singlora_* init_lora_step init_lora_ema",
     "further quantisers": "sdnq_* quantize_activations quantization_config",
-    "optimizer offload": "optimizer_cpu_offload_method optimizer_offload_gradients optimizer_release_gradients fuse_optimizer",
-    "scaling the rate with the batch": "lr_scale lr_scale_sqrt",
-    "compilation": "dynamo_*",
     "several machines, sharded training": (
         "deepspeed_config fsdp_* context_parallel_* num_machines machine_rank main_process_ip main_process_port same_network accelerate_config "
         "accelerate_extra_args find_unused_parameters accelerator_cache_clear_interval"

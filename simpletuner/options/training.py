@@ -63,6 +63,11 @@ class Training(Section):
     num_processes: int = option(1, ge=1, advanced=True)
     """Processes to train with, one for each accelerator; the train command starts them itself."""
 
+    @property
+    def images_per_step(self) -> int:
+        """How many pictures an optimizer step takes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.num_processes
+
     def problems(self) -> Iterator[Problem]:
         if self.max_train_steps and self.num_train_epochs:
             yield Problem(

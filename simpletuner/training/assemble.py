@@ -25,6 +25,8 @@ from simpletuner.optim.averaging import averaged
 from simpletuner.optim.build import build_optimizer, build_schedule
 from simpletuner.optim.catalogue import find as find_optimizer
 from simpletuner.optim.notes import notes as optimizer_notes
+from simpletuner.optim.rules import check_release
+from simpletuner.optim.scaling import scaled, scaling_notes
 from simpletuner.options.load import Loaded
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.randomness import seed_from
@@ -32,10 +34,11 @@ from simpletuner.reporting.tracker import Trackers, start_trackers
 from simpletuner.training.assistant import Assistant, find_assistant
 from simpletuner.training.assistant_rules import assistant_notes
 from simpletuner.training.attention import Attention, attention_of
-from simpletuner.training.base import check_precisions, load_denoiser, risks
+from simpletuner.training.base import check_goes_on, check_precisions, load_denoiser, risks, trained_dtype
 from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.caching import Caches, fill_caches
 from simpletuner.training.checkpoint import CheckpointFolder
+from simpletuner.training.compiling import compile_blocks
 from simpletuner.training.datasets import Datasets, find_datasets, total_steps
 from simpletuner.training.ema import build_ema
 from simpletuner.training.evaluator import Evaluator
@@ -44,8 +47,11 @@ from simpletuner.training.layouts import OWN, refuse_layout, write_beside
 from simpletuner.training.live_text import LiveText, live_text
 from simpletuner.training.machine import start_accelerator
 from simpletuner.training.objective import loss_of, scheduled_sampling_of
+from simpletuner.training.plan import Plan
+from simpletuner.training.plan_check import plan_start, planned, probes
 from simpletuner.training.prompts import Picture, pictures, prompts_to_show
 from simpletuner.training.recovery import Recovery, advice_of, conditions_of, no_more_room
+from simpletuner.training.release import Release
 from simpletuner.training.resume import find, resume
 from simpletuner.training.run_folder import locked, make_writable, save_config, without_paths
 from simpletuner.training.signals import StopRequest, how_to_continue
@@ -126,8 +132,10 @@ class Prepared:
     arguments: Mapping[str, object]
     caches: Caches
     text: LiveText | None
-    """Instead of cached embeddings, where text encoders are trained."""
+    """Encodes what is not cached, where text encoders are trained."""
     sampler: Sampler
+    plan: Plan | None
+    """Of the memory, on a card."""
 
 
 def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str], held: ExitStack) -> Prepared:
@@ -141,6 +149,10 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
     family.check_source()
     adapter = build_adapter(config, family)
     find_optimizer(config.optim.optimizer)
+    of_release: list[str] = []
+    if adapter.trains_base:
+        trained_dtype(config)
+        of_release = check_release(config.optim)
     shown = pictures(config.validation, config.training.seed, family)
     check_starts(config, family, shown)
     accelerator = start_accelerator(config)
@@ -152,13 +164,15 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
     if accelerator.is_main_process:
         held.enter_context(locked(output_dir))
     of_model = (*family.notes(), *family.objective_notes(config.diffusion), *assistant_notes(config, family), *check_text_training(config, family))
-    for note in (*of_model, *optimizer_notes(config.optim)):
+    of_rate = (*optimizer_notes(config.optim), *scaling_notes(config.optim, config.training.images_per_step))
+    for note in (*of_model, *of_rate, *of_release):
         console.say(f"note: {note}")
     datasets = find_datasets(config, family, variables, console, accelerator)
     refuse_regularisation_of_full(adapter, datasets)
 
     sampler = datasets.sampler(config, accelerator, console)
-    find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None))
+    plan = plan_start(config, datasets, accelerator.device, console) if accelerator.is_main_process else None
+    check_goes_on(config, family, find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None)))
     if config.adapters.init_lora and not config.adapters.init_lora.exists():
         raise ConfigError(f"init_lora {config.adapters.init_lora} does not exist", hint="Give a folder that a run saved, or a .safetensors file.")
     shown = with_starts(shown, config, family, datasets)
@@ -174,8 +188,8 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
         sampler = datasets.sampler(config, accelerator, console)
     held.callback(datasets.book.save)
     held.callback(caches.let_go)
-    text = live_text(config, family, adapter, caches.encoders)
-    return Prepared(family, adapter, assistant, attention, accelerator, shown, arguments, caches, text, sampler)
+    text = live_text(config, family, adapter, caches.trained_encoders, caches.embeds.read)
+    return Prepared(family, adapter, assistant, attention, accelerator, shown, arguments, caches, text, sampler, plan)
 
 
 def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Run:
@@ -202,6 +216,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     pace = pace_of(config, total_steps(training, ready.sampler), bool(ready.shown), bool(held_out))
     step = build_step(config, family, denoiser, adapter, accelerator, ready.text)
     autocast = partial(autocast_of, config, adapter, accelerator.device)
+    recovery = build_recovery(config, adapter, accelerator, console, offload)
     evaluator = Evaluator(
         step=step,
         loader=loader,
@@ -209,6 +224,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         options=config.validation,
         is_stopped=lambda: stop.is_made,
         batch_size=training.train_batch_size,
+        recovery=recovery,
         output_dir=output_dir,
         ema=ema,
         trackers=trackers,
@@ -216,15 +232,18 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         console=console,
         autocast=autocast,
     )
+    optim = scaled(config.optim, training.images_per_step)
+    optimizer = build_optimizer(optim, parameters, adapter.text_parameters())
     trainer = Trainer(
         step=step,
         adapter=adapter,
-        optimizer=build_optimizer(config.optim, parameters, adapter.text_parameters()),
-        schedule=build_schedule(config.optim, pace.total_steps),
-        optim=config.optim,
+        optimizer=optimizer,
+        schedule=build_schedule(optim, pace.total_steps),
+        optim=optim,
+        release=Release(optimizer, optim) if adapter.trains_base and optim.optimizer_release_gradients else None,
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=config.memory.mixed_precision == "fp16"),
         ema=ema,
-        recovery=build_recovery(config, adapter, accelerator, console, offload),
+        recovery=recovery,
         loader=loader,
         pace=pace,
         state=TrainState(step=0, position=0, epoch=0, data_digest=loader.digest(), assistant=ready.assistant.identity),
@@ -234,29 +253,36 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         write_extras=partial(write_extras, config, family),
         validator=validator,
         evaluator=evaluator,
+        probes=probes(ready.plan, accelerator.device, console.say),
         trackers=trackers,
         console=console,
         stop=stop,
         autocast=autocast,
     )
-    at_end = "; that is the last step: raise max_train_steps to go on"
+    run = Run(family, denoiser, trainer, validator, evaluator, ready.arguments)
+    begin(config, console, ready, run, attached)
+    return run
 
-    start = resume(trainer, training.resume_from_checkpoint, console, [validator.move_later, evaluator.move_later])
-    if accelerator.is_main_process:
-        caches.datasets.take_up()
-    facts = caches.datasets.facts(training.train_batch_size, caches.versions)
+
+def begin(config: TrainConfig, console: Console, ready: Prepared, run: Run, attached: Attached) -> None:
+    """Find where to go on from, and say what the run is."""
+    trainer, datasets, at_end = run.trainer, ready.caches.datasets, "; that is the last step: raise max_train_steps to go on"
+    start = resume(trainer, config.training.resume_from_checkpoint, console, [run.validator.move_later, run.evaluator.move_later])
+    if trainer.accelerator.is_main_process:
+        datasets.take_up()
     show_start(
         console,
         config,
-        family.source_name(),
+        run.family.source_name(),
         attached,
-        facts,
-        pace,
-        loader.batches_per_epoch(),
-        start + (at_end if trainer.state.step == pace.total_steps else ""),
-        evaluator.describe(config.validation.eval_steps_interval),
+        datasets.facts(config.training.train_batch_size, ready.caches.versions),
+        trainer.pace,
+        trainer.loader.batches_per_epoch(),
+        start + (at_end if trainer.state.step == trainer.pace.total_steps else ""),
+        run.evaluator.describe(config.validation.eval_steps_interval),
+        planned(ready.plan) if ready.plan else "",
     )
-    return Run(family, denoiser, trainer, validator, evaluator, ready.arguments)
+    compile_blocks(config, run.denoiser, trainer, console)
 
 
 def write_extras(config: TrainConfig, family: ModelFamily, folder: Path) -> None:
@@ -315,9 +341,9 @@ def build_step(
 
 
 def autocast_of(config: TrainConfig, adapter: Adapter, device: torch.device) -> AbstractContextManager[None]:
-    """Float32 weights that are themselves trained are computed with in 16 bits under autocast; a frozen base is held in them."""
+    """Float32 weights that are themselves trained are computed with in 16 bits under autocast; others are held in what they compute in."""
     dtype = weight_dtype(config.memory)
-    return torch.autocast(device.type, dtype) if adapter.trains_base and dtype != torch.float32 else nullcontext()
+    return torch.autocast(device.type, dtype) if adapter.trains_base and dtype != trained_dtype(config) else nullcontext()
 
 
 def refuse_regularisation_of_full(adapter: Adapter, datasets: Datasets) -> None:

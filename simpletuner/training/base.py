@@ -15,14 +15,18 @@ from accelerate import Accelerator
 from torch import nn
 
 from simpletuner.adapters.adapter import Adapter
+from simpletuner.errors import ConfigError
 from simpletuner.memory.offload import is_asked_for, placement
-from simpletuner.memory.residency import weight_dtype
+from simpletuner.memory.precision import find
+from simpletuner.memory.residency import DTYPES, weight_dtype
 from simpletuner.memory.settle import Place, Recipe, WeightBytes, recipe_of
 from simpletuner.memory.weight_store import WeightStore
 from simpletuner.models.family import ModelFamily
+from simpletuner.optim.rules import trains_in
 from simpletuner.options.memory import Memory
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.randomness import seed_from
+from simpletuner.training.checkpoint import Checkpoint
 
 FOLDER = "weights"
 """In `cache_dir`."""
@@ -31,8 +35,56 @@ FOLDER = "weights"
 def load_denoiser(config: TrainConfig, family: ModelFamily, adapter: Adapter, accelerator: Accelerator, warn: Callable[[str], object]) -> nn.Module:
     """Load the base in the precision in which it will be used: on the CPU if it is trained itself, where its layers rest if not."""
     if adapter.trains_base:
-        return family.load_denoiser(torch.float32, seed_from("model", config.training.seed))
+        return family.load_denoiser(trained_dtype(config), seed_from("model", config.training.seed))
     return load_frozen(config, family, accelerator, warn)
+
+
+def trained_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype of a denoiser whose own weights are all trained.
+
+    Raises:
+        ConfigError: the optimizer cannot train in it.
+    """
+    return DTYPES[trains_in(config.optim, config.memory)]
+
+
+def check_goes_on(config: TrainConfig, family: ModelFamily, checkpoint: Checkpoint | None) -> None:
+    """Refuse to turn the weights of a checkpoint into another format unasked, where they are all trained; nothing is loaded for it.
+
+    Args:
+        checkpoint: what the run goes on from, if anything.
+
+    Raises:
+        ConfigError: they would be, and which option keeps them as they are.
+    """
+    if checkpoint is None or config.adapters.model_type != "full" or config.memory.base_model_default_dtype != "default":
+        return
+    found = _formats_in(checkpoint.folder / family.denoiser_folder)
+    before, now = "bf16" if "BF16" in found else "fp32", trains_in(config.optim, config.memory)
+    if before == now or not found:
+        return
+    said = f"{checkpoint.folder.name} was trained in {before}, and base_model_default_dtype default now is {now}"
+    lost = "what the optimizer has gathered would be dropped"
+    if now == "bf16":
+        raise ConfigError(
+            f"{said}: its weights would be rounded for good, and {lost}",
+            hint="Set base_model_default_dtype to fp32 to go on as before, or to bf16 if that is wanted.",
+        )
+    raise ConfigError(
+        f"{said}: {lost}",
+        hint="Go on with the mixed_precision, optimizer and optimizer_config of before, or set base_model_default_dtype to fp32 if that is wanted.",
+    )
+
+
+def _formats_in(folder: Path) -> set[str]:
+    """The formats of saved weights, as their files name them, such as BF16."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return found
 
 
 def load_frozen(config: TrainConfig, family: ModelFamily, accelerator: Accelerator, warn: Callable[[str], object]) -> nn.Module:
@@ -49,15 +101,43 @@ def recipe_for(config: TrainConfig, family: ModelFamily, accelerator: Accelerato
     Raises:
         ConfigError: no such precision.
     """
-    memory, device = config.memory, accelerator.device
+    recipe = recipe_without_store(config, family, accelerator.device)
+    folder = store_folder(config, family, recipe)
+    if folder is None:
+        return recipe
+    about = {
+        "base": str(family.source.part(family.denoiser_folder)),
+        "precision": recipe.row.name,
+        "dtype": str(recipe.dtype).removeprefix("torch."),
+        "device": recipe.device.type,
+    }
+    return replace(recipe, store=WeightStore(folder, accelerator.is_main_process, warn, about))
+
+
+def recipe_without_store(config: TrainConfig, family: ModelFamily, device: torch.device) -> Recipe:
+    """The same where nothing is kept for the next start.
+
+    Raises:
+        ConfigError: no such precision.
+    """
+    memory = config.memory
     recipe = recipe_of(memory.base_model_precision, weight_dtype(memory), device, family.delicate_layers)
     recipe = replace(recipe, through_device=memory.quantize_via == "accelerator")
     if is_asked_for(memory):
         recipe = replace(recipe, placement=partial(_placed, config, device))
-    if not recipe.row.library or not memory.keep_quantised_weights or family.starts_random:
-        return recipe
+    return recipe
+
+
+def store_folder(config: TrainConfig, family: ModelFamily, recipe: Recipe) -> Path | None:
+    """Where the quantised base of a run is kept for its next start; None if it is not."""
     root = Path(config.data.cache_dir)
-    return replace(recipe, store=WeightStore(root / FOLDER / _name_of(recipe, family, root), accelerator.is_main_process, warn))
+    return root / FOLDER / _name_of(recipe, family, root) if keeps_quantised(config, family) else None
+
+
+def keeps_quantised(config: TrainConfig, family: ModelFamily) -> bool:
+    """Whether a base that is not trained is quantised, and kept so for the next start."""
+    memory = config.memory
+    return bool(find(memory.base_model_precision).library) and memory.keep_quantised_weights and not family.starts_random
 
 
 def risks(family: ModelFamily, layers: Sequence[str]) -> list[str]:

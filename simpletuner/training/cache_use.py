@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
+from simpletuner.adapters.adapter import kind_of
 from simpletuner.console import Console
 from simpletuner.data.contents import SetAside
 from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.base import recipe_without_store, store_folder
 from simpletuner.training.building import build_family
 from simpletuner.training.caching import open_caches
 from simpletuner.training.datasets import Datasets, find_datasets
+from simpletuner.training.identities import identified_parts, learn_identities
 from simpletuner.training.machine import start_accelerator
 from simpletuner.training.prompts import pictures, prompts_to_show
 
@@ -31,6 +35,7 @@ def used_keys(config: TrainConfig, variables: Mapping[str, str], console: Consol
     accelerator = start_accelerator(config)
     datasets = find_datasets(config, family, variables, console, accelerator)
     read_whole(datasets, console)
+    learn_identities(family, identified_parts(config, family), Path(config.data.cache_dir), console)
     opened = open_caches(config, family, datasets, accelerator.device, console.warn)
     _, prompts = opened.prompts(datasets, prompts_to_show(pictures(config.validation, config.training.seed, family)))
     found = [opened.embeds.used(prompts), opened.latents(datasets).used(datasets.crops())]
@@ -40,6 +45,19 @@ def used_keys(config: TrainConfig, variables: Mapping[str, str], console: Consol
         for identity, keys in part.items():
             used.setdefault(identity, set()).update(keys)
     return used
+
+
+def used_weights(config: TrainConfig) -> Path | None:
+    """The folder in which a run keeps its quantised base, on a device like this machine's; None if it keeps none.
+
+    Raises:
+        SimpleTunerError: what a run would also refuse.
+    """
+    family = build_family(config)
+    if kind_of(config.adapters) == "full":
+        return None
+    family.check_source()
+    return store_folder(config, family, recipe_without_store(config, family, start_accelerator(config).device))
 
 
 def read_whole(datasets: Datasets, console: Console) -> None:

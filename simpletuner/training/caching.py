@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +22,7 @@ from simpletuner.data.loader import Loader
 from simpletuner.data.sampler import Sampler
 from simpletuner.data.store import Store
 from simpletuner.data.variation import Expansion, Variation, expand
-from simpletuner.errors import SimpleTunerError
+from simpletuner.errors import MemoryLimitError, SimpleTunerError
 from simpletuner.memory.residency import release, vae_dtype, weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.memory import Memory
@@ -30,9 +30,13 @@ from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.base import text_recipes
 from simpletuner.training.besides import Masks, besides_of, mask_caches
 from simpletuner.training.datasets import Datasets, changes_of
+from simpletuner.training.identities import identified_parts, learn_identities
 from simpletuner.training.long_captions import LongCaptions
+from simpletuner.training.recovery import attempt_twice
 from simpletuner.training.text_places import TextPlaces
 from simpletuner.types import Sample
+
+Loaded = TypeVar("Loaded")
 
 
 class Vae:
@@ -49,16 +53,24 @@ class Vae:
         self._lock = threading.RLock()
 
     def get(self) -> nn.Module:
-        """The VAE on the accelerator."""
+        """The VAE on the accelerator.
+
+        Raises:
+            MemoryLimitError: there is no room for it.
+        """
         with self._lock:
             if self._vae is None:
-                vae: Any = self._family.load_vae(self._device, vae_dtype(self._options, self._device))
-                if self._options.vae_enable_slicing:
-                    vae.enable_slicing()
-                if self._options.vae_enable_tiling:
-                    vae.enable_tiling()
-                self._vae = vae
+                self._vae = loaded(self._load, "the VAE was loaded", "Set vae_dtype to bf16, or leave vae_cache_disable out, if it is set.")
             return self._vae
+
+    def _load(self) -> nn.Module:
+        vae: Any = self._family.load_vae(self._device, vae_dtype(self._options, self._device))
+        if self._options.vae_enable_slicing:
+            vae.enable_slicing()
+        if self._options.vae_enable_tiling:
+            vae.enable_tiling()
+        network: nn.Module = vae
+        return network
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -84,38 +96,63 @@ class Vae:
 class TextEncoders:
     """The text encoders when they are needed: loaded at the first prompt, gone after `release`. Safe to use from the loader's threads."""
 
-    def __init__(self, family: ModelFamily, options: Memory, device: torch.device, memo_folder: Path) -> None:
+    def __init__(self, family: ModelFamily, options: Memory, device: torch.device, memo_folder: Path, only: Sequence[str] = ()) -> None:
         """
         Args:
             memo_folder: where digests of large weight files are remembered.
+            only: folders of those that are loaded, if not all are; they encode their share if they are the family's frozen ones.
         """
-        self._family, self._options, self._device, self._memo_folder = family, options, device, memo_folder
+        self._family, self._options, self._memo_folder, self._only = family, options, memo_folder, tuple(only)
+        self.device = self._device = device
         self._encoders: Any = None
         self._lock = threading.RLock()
 
     def get(self) -> Any:
+        """The encoders on the accelerator.
+
+        Raises:
+            MemoryLimitError: there is no room for them.
+        """
         with self._lock:
             if self._encoders is None:
-                recipes = text_recipes(self._options, self._device)
-                self._encoders = self._family.load_text_encoders(self._device, weight_dtype(self._options), recipes)
+                hint = "Set text_encoder_1_precision, and those of further encoders, to int8-quanto or nf4-bnb."
+                self._encoders = loaded(self._load, "the text encoders were loaded", hint)
             return self._encoders
+
+    def _load(self) -> Any:
+        dtype, recipes = weight_dtype(self._options), text_recipes(self._options, self._device)
+        if self._only:
+            return self._family.load_some_text(self._only, self._device, dtype, recipes)
+        return self._family.load_text_encoders(self._device, dtype, recipes)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Encode prompts to the family's tensors, (B, ...), on the CPU."""
         with self._lock:
-            encoded = self._family.encode_text(self.get(), prompts)
+            encoded = (self._family.encode_frozen if self._only else self._family.encode_text)(self.get(), prompts)
             return {name: tensor.cpu() for name, tensor in encoded.items()}
 
     def fingerprint(self) -> str:
         """What embeddings depend on besides the prompt, precision included."""
         precisions = " ".join(recipe.row.name for recipe in text_recipes(self._options, self._device))
-        return f"{self._family.text_fingerprint(self._memo_folder)} {weight_dtype(self._options)} {precisions}"
+        return f"{self._family.text_fingerprint(self._memo_folder)} {weight_dtype(self._options)} {precisions}{' '.join(('', *self._only))}"
 
     def release(self) -> None:
         with self._lock:
             release(self._encoders)
             self._encoders = None
+
+
+def loaded(load: Callable[[], Loaded], what: str, hint: str) -> Loaded:
+    """What `load` gives, tried twice.
+
+    Raises:
+        MemoryLimitError: memory ran out both times.
+    """
+    found = attempt_twice(load)
+    if found is None:
+        raise MemoryLimitError(f"memory ran out while {what}", hint=hint)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +162,13 @@ class Caches:
     config: TrainConfig
     datasets: Datasets
     """As they are when all images were read: without those that turned out to be damaged."""
-    encoders: TextEncoders
-    """Still there where captions are not cached."""
+    trained_encoders: TextEncoders | None
+    """Those that stay, since they are trained."""
     embeds: EmbedCache | NoEmbeds
+    """Of all other text encoders."""
     latents: LatentCache
     masks: Masks
     vae: Vae
-    is_pinned: bool
     variations: Mapping[str, Variation]
     """Dataset id to the versions of its captions."""
     versions: Mapping[str, str]
@@ -150,7 +187,6 @@ class Caches:
             besides=besides_of(self.datasets, self.latents, self.masks),
             mask_probability=self.config.data.masked_loss_probability,
             prefetch=self.config.data.dataloader_prefetch_qlen,
-            pin_memory=self.is_pinned,
         )
 
 
@@ -162,6 +198,8 @@ class Opened:
     family: ModelFamily
     places: TextPlaces
     encoders: TextEncoders
+    """Those whose answers are cached, or else all."""
+    trained_encoders: TextEncoders | None
     embeds: EmbedCache | NoEmbeds
     vae: Vae
     stores: Mapping[str, Store]
@@ -221,13 +259,17 @@ def open_caches(config: TrainConfig, family: ModelFamily, datasets: Datasets, de
     """Settle what a run caches and under which keys, whether to fill the caches or to ask what is used of them."""
     memo_folder = Path(config.data.cache_dir)
     places = TextPlaces(datasets.plan)
-    encoders = TextEncoders(family, config.memory, device, memo_folder)
+    is_trained, frozen = config.adapters.train_text_encoder, family.frozen_text
+    encoders = TextEncoders(family, config.memory, device, memo_folder, frozen if is_trained else ())
+    trained_encoders = encoders if is_trained else None
+    if is_trained and frozen:
+        trained_encoders = TextEncoders(family, config.memory, device, memo_folder, [key.split(".")[0] for key in family.adaptable_text])
     embeds: EmbedCache | NoEmbeds = NoEmbeds()
-    if not config.adapters.train_text_encoder:
+    if frozen or not is_trained:
         embeds = EmbedCache(places.of, encoders.encode, encoders.fingerprint(), config.data.text_encoder_batch_size, warn=warn)
     vae = Vae(family, config.memory, device, memo_folder, stays=config.data.vae_cache_disable or config.memory.keep_vae_loaded)
     stores = {} if config.data.vae_cache_disable else datasets.stores()
-    return Opened(config, family, places, encoders, embeds, vae, stores, warn)
+    return Opened(config, family, places, encoders, trained_encoders, embeds, vae, stores, warn)
 
 
 def fill_caches(
@@ -238,6 +280,9 @@ def fill_caches(
     Args:
         shown: prompts of validation, encoded along with the captions.
     """
+    if accelerator.is_local_main_process:
+        learn_identities(family, identified_parts(config, family), Path(config.data.cache_dir), console)
+    accelerator.wait_for_everyone()  # the others find there what this one learned
     opened = open_caches(config, family, datasets, accelerator.device, console.warn)
     long_captions = LongCaptions(Path(config.data.cache_dir), opened.encoders.fingerprint(), family.text_tokens)
     if accelerator.is_local_main_process:
@@ -273,8 +318,7 @@ def fill_caches(
         vae.release()
     opened.finish()
     versions = {name: expansion.count for name, expansion in expansions.items()}
-    is_pinned = accelerator.device.type == "cuda"
-    return Caches(config, datasets, opened.encoders, opened.embeds, latents, masks, vae, is_pinned, datasets.variations(), versions, opened.let_go)
+    return Caches(config, datasets, opened.trained_encoders, opened.embeds, latents, masks, vae, datasets.variations(), versions, opened.let_go)
 
 
 def fill_text(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.options.training import Training
+from simpletuner.training.gradients import PIECE, pieces
 
 
 class Ema:
@@ -31,9 +32,9 @@ class Ema:
             name: parameter.detach().to(device or parameter.device, torch.float32, copy=True) for name, parameter in self._parameters.items()
         }
         # The same tensors as lists, made once: hundreds of adapters have thousands of them.
-        self._trained: list[Tensor] = list(self._parameters.values())
-        self._averages = list(self._average.values())
-        self._needs_copies = any(one.dtype != mean.dtype or one.device != mean.device for one, mean in zip(self._trained, self._averages))
+        trained, averages = list[Tensor](self._parameters.values()), list(self._average.values())
+        self._needs_copies = any(one.dtype != mean.dtype or one.device != mean.device for one, mean in zip(trained, averages))
+        self._pieces = list(zip(pieces(trained, PIECE), pieces(averages, PIECE)))
 
     def decay_at(self, step: int) -> float:
         """The past's weight at optimizer step `step` (the first is 1): min((1+k)/(10+k), decay) with k = step - 1, and 0 at k = 0."""
@@ -47,10 +48,11 @@ class Ema:
         """Take in the parameters after optimizer step `step`. Waits for nothing, unless the average is on another device."""
         if step % self._interval:
             return
-        new = self._trained
-        if self._needs_copies:
-            new = [one.to(mean.device, mean.dtype) for one, mean in zip(self._trained, self._averages)]
-        torch._foreach_lerp_(self._averages, new, 1.0 - self.decay_at(step))
+        weight = 1.0 - self.decay_at(step)
+        for trained, averages in self._pieces:
+            # In float32, where what a step changes of 16-bit weights and what the past loses of its weight are not rounded away.
+            new = [one.to(mean.device, mean.dtype) for one, mean in zip(trained, averages)] if self._needs_copies else trained
+            torch._foreach_lerp_(averages, new, weight)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

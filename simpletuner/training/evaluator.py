@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from simpletuner.console import Console
 from simpletuner.data.loader import Loader
+from simpletuner.errors import MemoryLimitError
+from simpletuner.memory.residency import release
 from simpletuner.options.validation import Validation
 from simpletuner.randomness import seed_from
 from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.ema import Ema
+from simpletuner.training.recovery import Recovery, attempt, bucket_of
 from simpletuner.training.step import Step, resting
 from simpletuner.types import Batch, Sample
 
@@ -57,6 +61,7 @@ class Evaluator:
         options: Validation,
         is_stopped: Callable[[], bool],
         batch_size: int,
+        recovery: Recovery,
         output_dir: Path,
         ema: Ema | None,
         trackers: Trackers,
@@ -70,10 +75,12 @@ class Evaluator:
             held_out: dataset id to its samples.
             is_stopped: asked between pictures; once it says yes, looking ends early.
             batch_size: times of one picture that go through the denoiser at once.
+            recovery: knows how many of them do where memory runs out, see `validate`.
         """
         self._step, self._loader, self._batch_size, self._autocast, self._is_stopped = step, loader, batch_size, autocast, is_stopped
         self._samples = dict(held_out)
         self._times = [(number + 0.5) / options.eval_timesteps for number in range(options.eval_timesteps)]
+        self._recovery = recovery
         self._ema = ema if options.ema_validation != "none" else None
         self._file = output_dir / FILE
         self._trackers, self._accelerator, self._console = trackers, accelerator, console
@@ -90,14 +97,23 @@ class Evaluator:
             self.validate(0)
 
     def validate(self, step: int) -> None:
-        """Evaluate after `step` optimizer steps, and write it down; returns early, with nothing written, once the run is to stop."""
+        """Evaluate after `step` optimizer steps, and write it down; returns early, with nothing written, once the run is to stop.
+
+        Where memory runs out fewer times go through at once, at the same noise. If one alone is too much there is no loss of this step: a mean
+        without some pictures could not be laid beside the others. That is said, and the training goes on.
+        """
         if not self._samples:
             return
-        with torch.no_grad(), resting(self._step.denoiser, self._step.adapter), self._ema.swapped_in() if self._ema else nullcontext():
-            sums = {name: self._sums(samples) for name, samples in self._samples.items()}
-        stopped = self._accelerator.gather(torch.tensor([self._is_stopped()], device=self._step.device)).any()
+        sums = self._sums_of_all(step)
+        ends = torch.tensor([self._is_stopped(), sums is None], device=self._step.device)
+        stopped, failed = self._accelerator.gather(ends).reshape(-1, 2).any(0).tolist()
+        if failed:
+            less = "Offloading (enable_group_offload) takes less. The training goes on"
+            self._console.warn(f"no held-out loss of step {step}: there was too little memory. {less}")
+        if stopped or sums is None or failed:
+            return
         found = {name: losses for name, one in sums.items() if (losses := self._together(one)) is not None}
-        if bool(stopped) or not found or not self._accelerator.is_main_process:
+        if not found or not self._accelerator.is_main_process:
             return
         values = {key: value for name, losses in found.items() for key, value in losses.values(name).items()}
         self._keep(step, values)
@@ -119,7 +135,23 @@ class Evaluator:
             self._write(self._file, [row for row in rows if row["step"] <= step])
             self._write(aside / FILE, later)
 
-    def _sums(self, samples: Sequence[Sample]) -> Tensor:
+    def _sums_of_all(self, step: int) -> dict[str, Tensor] | None:
+        """What `_sums` gives of each dataset; None if memory ran out for good."""
+
+        def look() -> dict[str, Tensor]:
+            with torch.no_grad(), resting(self._step.denoiser, self._step.adapter), self._ema.swapped_in() if self._ema else nullcontext():
+                return {name: self._sums(samples, step) for name, samples in self._samples.items()}
+
+        try:
+            sums = attempt(look)
+        except MemoryLimitError as error:
+            self._console.warn(error.message)  # its hint is for steps, which take more than a look
+            sums = None
+        if sums is None:
+            release()
+        return sums
+
+    def _sums(self, samples: Sequence[Sample], step: int) -> Tensor:
         """Losses of this process's share of the pictures, added up by band: loss and count, (bands, 2)."""
         sums = torch.zeros(BANDS, 2)
         for sample in samples[self._accelerator.process_index :: self._accelerator.num_processes]:
@@ -127,7 +159,8 @@ class Evaluator:
             for start in range(0, len(self._times) if batch is not None else 0, self._batch_size):
                 times = self._times[start : start + self._batch_size]
                 assert batch is not None
-                for time, loss in zip(times, self._batch_losses(repeated(batch, len(times)), times)):
+                where, kind = f"the held-out loss of step {step} with pictures of {bucket_of(batch)}", f"held-out {bucket_of(batch)}"
+                for time, loss in zip(times, self._recovery.answers(where, kind, times, partial(self._batch_losses, batch))):
                     sums[int(time * BANDS)] += torch.tensor([loss, 1.0])
         return sums
 
@@ -140,6 +173,7 @@ class Evaluator:
 
     def _batch_losses(self, batch: Batch, times: Sequence[float]) -> list[float]:
         """Losses of one picture at several times."""
+        batch = repeated(batch, len(times))
         step, device = self._step, self._step.device
         latents = step.family.scale_latents(batch.latents["mean"].float())  # (B, C, h, w)
         noise = torch.stack([noise_of(batch.samples[0], time, latents.shape[1:]) for time in times])

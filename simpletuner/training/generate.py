@@ -22,17 +22,19 @@ from simpletuner.errors import ConfigError, Stopped
 from simpletuner.memory.offload import Offload
 from simpletuner.models.family import ModelFamily
 from simpletuner.models.source import INDEX_FILE, is_local
-from simpletuner.options.memory import WEIGHTS
+from simpletuner.optim.rules import trains_in
+from simpletuner.options.memory import TRAINED, WEIGHTS
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.assemble import attach_adapter
 from simpletuner.training.assistant import Assistant, find_assistant
 from simpletuner.training.attention import attention_of
-from simpletuner.training.base import load_frozen
+from simpletuner.training.base import keeps_quantised, load_frozen
 from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.caching import TextEncoders, Vae
 from simpletuner.training.finished import Finished, holds_adapter, open_finished
+from simpletuner.training.identities import learn_identities
 from simpletuner.training.machine import start_accelerator
-from simpletuner.training.prompts import Picture, file_name_of, named_prompts, pictures_of, prompts_to_show, read_library
+from simpletuner.training.prompts import Picture, file_name_of, named_prompts, pictures_of, prompts_to_show, read_library, rounded_sizes
 from simpletuner.training.run_folder import without_paths
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.starts import check_starts, with_starts
@@ -98,6 +100,8 @@ def generate(wish: Wish, console: Console) -> int:
     assistant = find_assistant(config, family, trains=False)
     strengths = strengths_of(wish, finished)
     wanted = pictures_of(wish.prompts, config.validation, config.training.seed, family)
+    for note in rounded_sizes(config.validation, family.alignment_px):
+        console.say(f"note: {note}")
     check_starts(config, family, wanted)
     shown = with_starts(wanted, config, family, None)
     jobs = plan(shown, strengths, wish.folder, wish.overwrites)
@@ -116,6 +120,8 @@ def generate(wish: Wish, console: Console) -> int:
 
     with StopRequest(stopped=stopped).listening() as stop, stop.settling():
         texts = encode(config, family, finished, strengths, prompts_to_show(shown), accelerator, console)
+        if keeps_quantised(config, family):
+            learn_identities(family, [family.denoiser_folder], Path(config.data.cache_dir), console)
         denoiser, effect = load_trained(wish, config, family, finished, assistant, accelerator)
         attention.attach(denoiser)
         vae = Vae(family, config.memory, accelerator.device, Path(config.data.cache_dir), stays=True)
@@ -200,7 +206,8 @@ def show_wish(console: Console, wish: Wish, config: TrainConfig, family: ModelFa
     options, memory, trained = config.validation, config.memory, wish.trained
     sizes = ", ".join(dict.fromkeys(str(picture.size) for picture in shown))
     precision = "" if memory.base_model_precision == "no_change" else f", base in {memory.base_model_precision}"
-    weights = WEIGHTS["no" if config.adapters.model_type == "full" and trained else memory.mixed_precision]
+    is_full = config.adapters.model_type == "full" and trained
+    weights = TRAINED[trains_in(config.optim, memory)] if is_full else WEIGHTS[memory.mixed_precision]
     rows = {"model": f"{config.models.model_family} from {family.source_name()}, {weights}{precision}"}
     if trained is not None and pipeline_of(trained) is None:
         rows["trained"] = str(trained.path) + (f", strength {', '.join(f'{strength:g}' for strength in strengths)}" if strengths != [1.0] else "")
@@ -230,8 +237,8 @@ def encode(
     """Encode each prompt, without a batch axis, on the CPU, and let the text encoders go: once, or where they were trained at each strength."""
     encoders = TextEncoders(family, config.memory, accelerator.device, Path(config.data.cache_dir))
     texts = list(dict.fromkeys(prompts))
-    hint = "Set a smaller text_encoder_1_precision."
-    rows = RowEncoder[Sequence[str]](encoders.encode, config.data.text_encoder_batch_size, console.warn, "text_encoder_batch_size", hint)
+    size, hint = config.data.text_encoder_batch_size, "Set text_encoder_1_precision (and those of further encoders) to int8-quanto."
+    rows = RowEncoder[Sequence[str]](encoders.encode, size, console.warn, noun="prompts", option="text_encoder_batch_size", hint=hint)
     effects = finished.put_on_text(encoders.get()) if finished else []
     encoded: dict[float, dict[str, dict[str, Tensor]]] = {}
     with console.bar("text embeddings", len(texts) * (len(strengths) if effects else 1), "prompts") as bar:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+PIECE = 1 << 25
+"""Numbers that are copied at once, where something is done with copies of all that is trained: more would take memory, fewer time."""
+
 
 def average_over_processes(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Make every process hold the mean gradient. Adapters are small: one flat buffer a dtype is one collective.
+    """Make every process hold the mean gradient, as few flat pieces of `PIECE` numbers at most, or a single tensor: each is one collective.
 
     Done by hand because an adapter's parameters are not part of the denoiser that a DDP wrapper would see.
     """
@@ -22,11 +25,23 @@ def average_over_processes(parameters: Sequence[nn.Parameter], accelerator: Acce
             parameter.grad = torch.zeros_like(parameter)
     for dtype in sorted({parameter.dtype for parameter in parameters}, key=str):
         gradients = [parameter.grad for parameter in parameters if parameter.dtype == dtype and parameter.grad is not None]
-        flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-        offset = 0
-        for gradient in gradients:
-            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-            offset += gradient.numel()
+        for piece in pieces(gradients, PIECE):
+            flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in piece]), reduction="mean")
+            for gradient, mean in zip(piece, flat.split([gradient.numel() for gradient in piece])):
+                gradient.copy_(mean.view_as(gradient))
+
+
+def pieces(tensors: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Part tensors, in their order, into runs of at most `most` numbers, or of a single tensor."""
+    piece, size = list[Tensor](), 0
+    for tensor in tensors:
+        if piece and size + tensor.numel() > most:
+            yield piece
+            piece, size = [], 0
+        piece.append(tensor)
+        size += tensor.numel()
+    if piece:
+        yield piece
 
 
 def is_beyond_repair(loss: float, norm: float, scaler: torch.amp.GradScaler) -> bool:
@@ -44,16 +59,28 @@ def clip(parameters: Sequence[nn.Parameter], limit: float, method: str) -> Tenso
     """Limit the gradients in place; 0 only measures.
 
     Args:
-        method: "norm" scales all of them so that their joint L2 norm is at most `limit`; "value" clamps each element.
+        method: "norm" scales all of them so that their joint L2 norm is at most `limit`; "tensor" scales each so that its own is; "value"
+            clamps each element.
 
     Returns:
         The L2 norm before clipping, a scalar on the parameters' device. It is not finite if any gradient is not.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if method == "tensor" and limit > 0 and gradients:
+        return _clip_each(gradients, limit)
     norm = torch.nn.utils.get_total_norm(gradients)
     if limit > 0:
         if method == "norm":
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        else:
+        elif method == "value":
             torch.nn.utils.clip_grad_value_(parameters, limit)
     return norm
+
+
+@torch.no_grad()
+def _clip_each(gradients: list[Tensor], limit: float) -> Tensor:
+    """Do with each what `clip_grad_norm_` does with one, in a few calls for all of them. Gives the norm of the whole before it."""
+    norms = torch.stack(torch._foreach_norm(gradients))
+    factors = (limit / (norms + 1e-6)).clamp(max=1)
+    torch._foreach_mul_(gradients, factors.unbind())
+    return torch.linalg.vector_norm(norms)

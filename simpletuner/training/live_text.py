@@ -1,8 +1,8 @@
-"""Text encoders that are trained, and so stay: they encode each batch's captions anew, and no text cache is made."""
+"""Text encoders that are trained, and so stay: they encode each batch's captions anew, beside what is cached of those that are not trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,23 @@ class LiveText:
 
     family: ModelFamily
     encoders: Any
+    frozen: Callable[[str], Mapping[str, Tensor]]
+    """What the other encoders make of a prompt, without a batch axis."""
+    device: torch.device
 
-    def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """What a batch's `text` holds, (B, ...), with a graph where there is one to be had."""
-        return self.family.encode_text(self.encoders, prompts)
+    def encode(self, prompts: Sequence[str], frozen: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What a batch's `text` is to hold, (B, ...), with a graph where there is one to be had.
+
+        Args:
+            frozen: what the other encoders make of the prompts, (B, ...).
+        """
+        here = {name: tensor.to(self.device, non_blocking=True) for name, tensor in frozen.items()}
+        return self.family.encode_trained(self.encoders, prompts, here)
 
     def read(self, prompt: str) -> dict[str, Tensor]:
         """One prompt's tensors, without a batch axis."""
-        return {name: tensor[0] for name, tensor in self.encode([prompt]).items()}
+        frozen = {name: tensor[None] for name, tensor in self.frozen(prompt).items()}
+        return {name: tensor[0] for name, tensor in self.encode([prompt], frozen).items()}
 
 
 def text_targets(family: ModelFamily) -> tuple[Targets, ...]:
@@ -38,16 +47,22 @@ def text_targets(family: ModelFamily) -> tuple[Targets, ...]:
     return tuple(Targets(suffixes=LORA_TARGETS, folder=folder, original_layout=layout) for folder, layout in family.adaptable_text.items())
 
 
-def live_text(config: TrainConfig, family: ModelFamily, adapter: Adapter, encoders: TextEncoders) -> LiveText | None:
-    """Put the adapter on the text encoders, if it is for them; otherwise they are not needed any more."""
-    if not config.adapters.train_text_encoder:
+def live_text(
+    config: TrainConfig, family: ModelFamily, adapter: Adapter, encoders: TextEncoders | None, frozen: Callable[[str], Mapping[str, Tensor]]
+) -> LiveText | None:
+    """Put the adapter on the text encoders that stay; None if none does.
+
+    Args:
+        frozen: what the others make of a prompt, without a batch axis.
+    """
+    if encoders is None:
         return None
     loaded = encoders.get()
     torch.manual_seed(seed_from("text adapter", config.training.seed))
     adapter.attach_text(family.text_networks(loaded))
     if config.memory.gradient_checkpointing:
-        for module in family.text_modules(loaded):
+        for module in family.adaptable_encoders(loaded).values():
             # Reentrant checkpoints, the default of transformers 4, would leave layers behind frozen embeddings without gradients.
             module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     adapter.train(True)
-    return LiveText(family, loaded)
+    return LiveText(family, loaded, frozen, encoders.device)

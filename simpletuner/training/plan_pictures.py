@@ -1,4 +1,4 @@
-"""The largest batch of a run, as its datasets' rules tell it: no picture is opened."""
+"""The largest batch of a run: as its datasets' rules tell it, without a look at a picture, or as the pictures make it that were found."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from simpletuner.data.buckets import describe
 from simpletuner.data.geometry import GeometryRule, Measure, bucket_of
 from simpletuner.data.plan import load_plan
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
+from simpletuner.training.datasets import Datasets
 from simpletuner.types import Size
 
 USUAL_ALIGNMENT_PX = 64
@@ -55,3 +57,16 @@ def _sizes(rule: GeometryRule) -> list[Size]:
     """Buckets of a dataset: those of the aspects that it is cropped to, or else a square, whose area all others have nearly."""
     aspects = [choice.aspect for choice in rule.choices] if rule.is_cropped and rule.crop_aspect in ("closest", "random") else []
     return [bucket_of(aspect, rule) for aspect in aspects or [Fraction(1)]]
+
+
+def largest_found(datasets: Datasets, batch_size: int) -> LargestBatch:
+    """Find the batch with most pixels among those that the pictures make.
+
+    Args:
+        batch_size: of datasets without their own.
+    """
+    trained = zip(datasets.trained, datasets.groups())
+    rows = [(row.bucket, group.batch_size or batch_size, dataset.id) for (dataset, _), group in trained for row in describe(group, batch_size)]
+    size, count, name = max(rows, key=lambda one: one[0].width * one[0].height * one[1])
+    references = [one for one in datasets.companions[name] if not one.conditioning.is_mask]
+    return LargestBatch(size, count, len(references), ())

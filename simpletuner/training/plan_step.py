@@ -6,7 +6,8 @@ Letters: B batch, C latent channels, h w latent pixels.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +19,21 @@ from simpletuner.memory.offload import base_bytes, places, streamed_blocks
 from simpletuner.memory.packing import frozen_weights
 from simpletuner.memory.parts import bytes_of, parts_of
 from simpletuner.memory.slabs import aligned, plan_slabs
-from simpletuner.memory.tracker import WORK, Tracker
+from simpletuner.memory.tracker import HOST, WORK, Tracker
 from simpletuner.models.family import ModelFamily
+from simpletuner.optim.adamw_bf16 import MOST_ELSEWHERE, MOST_ON_CPU
 from simpletuner.options.memory import Memory
 from simpletuner.training.parts import WHOLE
 from simpletuner.training.step import Step
 from simpletuner.types import Batch, Crop, Geometry, Noised, Sample, Size
 
+UPDATE_BYTES = {
+    **dict.fromkeys(("torch-radam", "torch-nadam", "torch-adamax", "torch-rmsprop", "torch-asgd", "torch-adafactor"), 4),
+    **dict.fromkeys(("torch-adagrad", "torch-adadelta"), 8),
+}
+"""Of each trained number, in float32, that PyTorch's optimizers without fused kernels take on a card while they step: all tensors go at once."""
+EVERYWHERE_BYTES = {"adamw_schedulefree": 4, "came": 8, "muon": 12}
+"""The same of those that do so on a CPU, too."""
 WEIGHTS, ADAPTER, GRADIENTS, OPTIMIZER, EMA = "weights", "adapter", "gradients", "optimizer", "average"
 ACTIVATIONS, TEMPORARIES = "activations", "temporaries"
 
@@ -74,54 +83,95 @@ class StepBytes:
         return replace(self, peak=self.peak + more, parts={**self.parts, name: size}, kept=self.kept + more)
 
 
-def count_step(
-    step: Step, batch: Batch, tracker: Tracker, *, autocast: Any, state_bytes: float = 0, average_bytes: float = 0, accumulates: bool = False
-) -> StepBytes:
-    """Count a forward and a backward pass. The tracker is entered, and was while the networks were made.
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What there is of each number that is trained, besides itself and its gradient, in bytes."""
+
+    state_bytes: float = 0
+    """That the optimizer remembers."""
+    average_bytes: float = 0
+    """Of a moving average on the device."""
+    update_bytes: float = 0
+    """That the optimizer takes while it steps, of each number that is updated at the same time."""
+    update_numbers: float = math.inf
+    """How many these are at most, or those of a single tensor."""
+    accumulates: bool = False
+    """Whether the gradients of an earlier batch are there already."""
+    releases: bool = False
+    """Whether each gradient goes as soon as it is whole."""
+
+    def update(self, sizes: Sequence[int]) -> int:
+        """Bytes for an update of tensors with so many numbers."""
+        return int(self.update_bytes * min(sum(sizes), max(self.update_numbers, *sizes))) if sizes else 0
+
+
+def update_of(optimizer: str, device: str, *, in_bf16: bool) -> tuple[float, float]:
+    """`update_bytes` and `update_numbers` of an optimizer, by its name, on a type of device."""
+    if optimizer == "adamw_bf16":
+        return (24 if in_bf16 else 16), (MOST_ON_CPU if device == "cpu" else MOST_ELSEWHERE)
+    found = EVERYWHERE_BYTES.get(optimizer) or (UPDATE_BYTES.get(optimizer, 0) if device == "cuda" else 0)
+    return found * (0.5 if in_bf16 else 1), math.inf
+
+
+def count_step(step: Step, batch: Callable[[], Batch], tracker: Tracker, training: Training, *, autocast: Any) -> StepBytes:
+    """Count a forward and a backward pass, and the update. The tracker is entered, and was while the networks were made.
 
     Args:
+        batch: makes one.
         autocast: gives the context in which the loss is computed.
-        state_bytes: that the optimizer remembers of each trained number.
-        average_bytes: that a moving average takes of each on the device.
-        accumulates: whether the gradients of an earlier batch are there already.
     """
     gc.collect()
+    gc.freeze()  # adapters may have undone it
     tracker.rename(WORK, WEIGHTS)
     tracker.name([*step.denoiser.parameters(), *step.denoiser.buffers()], WEIGHTS)
     parameters = [parameter for parameter in step.adapter.parameters().values() if parameter.requires_grad]
     if not step.adapter.trains_base:
         tracker.name(parameters, ADAPTER)
     trained = sum(parameter.numel() for parameter in parameters)
-    tracker.add(int(trained * state_bytes), OPTIMIZER)
-    tracker.add(int(trained * average_bytes), EMA)
-    hooks = [parameter.register_post_accumulate_grad_hook(lambda one: tracker.name([one.grad], GRADIENTS)) for parameter in parameters]
-    if accumulates:
+    tracker.add(int(trained * training.state_bytes), OPTIMIZER)
+    tracker.add(int(trained * training.average_bytes), EMA)
+
+    def has_gradient(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        tracker.name([parameter.grad], GRADIENTS)
+        if training.releases:
+            tracker.add(training.update([parameter.numel()]), WORK)
+            tracker.add(-training.update([parameter.numel()]), WORK)
+            parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(has_gradient) for parameter in parameters]
+    if training.accumulates:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
             tracker.name([parameter.grad], GRADIENTS)
     kept = tracker.now - tracker.bytes[GRADIENTS]
     tracker.restart()
     with autocast():
-        loss = step.losses(batch, 0, 0).mean()
+        loss = step.losses(batch(), 0, 0).mean()
     saved = tracker.bytes[WORK]
     loss.backward()
     for hook in hooks:
         hook.remove()
+    parts, gradients = dict(tracker.at_peak), sum(bytes_of(parameter.grad) for parameter in parameters if parameter.grad is not None)
     for parameter in parameters:
         parameter.grad = None
-    parts = dict(tracker.at_peak)
-    work = parts.pop(WORK, 0)
-    parts |= {ACTIVATIONS: min(work, saved), TEMPORARIES: max(0, work - saved)}
-    return StepBytes(tracker.peak, parts, kept, tracker.host_peak, trained)
+    work, update = parts.pop(WORK, 0), 0 if training.releases else training.update([parameter.numel() for parameter in parameters])
+    if kept + gradients + update > tracker.peak:
+        there = {name: size for name, size in tracker.bytes.items() if name not in (WORK, GRADIENTS, HOST)}
+        parts = {**there, GRADIENTS: gradients, ACTIVATIONS: 0, TEMPORARIES: update}
+    else:
+        parts |= {ACTIVATIONS: min(work, saved), TEMPORARIES: max(0, work - saved)}
+    return StepBytes(sum(parts.values()), parts, kept, tracker.host_peak, trained)
 
 
-def count_picture(step: Step, batch: Batch, tracker: Tracker, *, autocast: Any) -> int:
+def count_picture(step: Step, batch: Callable[[], Batch], tracker: Tracker, *, autocast: Any) -> int:
     """Bytes that a call of the denoiser without gradients takes beyond what is kept."""
     step.denoiser.eval()
     tracker.restart()
     before = tracker.now
     with torch.no_grad(), autocast():
-        step.predict(step.noise(batch, 0, 0), replace(batch, references=()))
+        given = batch()
+        step.predict(step.noise(given, 0, 0), given)
     return tracker.peak - before
 
 
@@ -166,9 +216,10 @@ def _part_sizes(denoiser: nn.Module, block: str) -> list[int]:
     return [part.numel() * part.element_size() for weight in weights if weight is not None for part in parts_of(weight)]
 
 
-def layer_bytes(network: nn.Module) -> int:
-    """Bytes of the largest layer, as it is held."""
-    return max((sum(map(bytes_of, module.parameters(recurse=False))) for module in network.modules()), default=0)
+def held_bytes(network: nn.Module) -> int:
+    """Bytes of a network's numbers, in whatever form they are; what is shared counts once."""
+    storages = {part.untyped_storage() for one in (*network.parameters(), *network.buffers()) for part in parts_of(one)}
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def widest(network: nn.Module, dtype: torch.dtype) -> int:
@@ -178,6 +229,16 @@ def widest(network: nn.Module, dtype: torch.dtype) -> int:
         for module in network.modules()
     ]
     return max(shapes, default=0) * dtype.itemsize
+
+
+@contextmanager
+def new_garbage_alone() -> Iterator[None]:
+    """Have no garbage looked for among what is there already: of all libraries' objects that takes longer than a plan."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

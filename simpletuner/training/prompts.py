@@ -103,6 +103,17 @@ def file_name_of(nickname: str) -> str:
     return name.encode()[:LONGEST_NAME].decode(errors="ignore") or "prompt"
 
 
+def rounded_sizes(options: Validation, alignment_px: int) -> list[str]:
+    """Sizes in pixels that are not rendered as they were asked for, a sentence each."""
+    found = []
+    for text in options.validation_resolution.lower().split(","):
+        exact, size = parse_size(text, 1), parse_size(text, alignment_px)
+        is_megapixels = "x" not in text and float(text) < 5
+        if size != exact and not is_megapixels:
+            found.append(f"size {text.strip()} becomes {size}: sides are multiples of {alignment_px}")
+    return found
+
+
 def parse_size(text: str, alignment_px: int) -> Size:
     """Read "1024x768", "1024" (a square's edge) or "1.0" (megapixels below 5), rounded to the model's alignment."""
     text = text.strip().lower()

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -26,12 +27,33 @@ from simpletuner.training.parts import parts_of
 from simpletuner.types import Batch
 
 FILE = "recovery.json"
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 Backward = Callable[[Batch, int, slice], Tensor]
 """A batch, its number in the step and the rows that go through now, to their share of the step's loss; gradients are added up."""
 
 
 def no_more_room() -> bool:
     return False
+
+
+def attempt(work: Callable[[], Answer]) -> Answer | None:
+    """What some work gives, or None if memory ran out. The error ends here: its traceback holds on to tensors."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def attempt_twice(work: Callable[[], Answer]) -> Answer | None:
+    """What some work gives, or gives once what is free was given back; None if memory ran out both times."""
+    found = attempt(work)
+    if found is None:
+        release()
+        found = attempt(work)
+    return found
 
 
 class Recovery:
@@ -90,45 +112,70 @@ class Recovery:
             total = None
             forget()
             release()
-            done = "tried again" if is_first else self._take_less(taken[number], step)
-            self._say(step, bucket_of(taken[number]), done)
+            bucket, size = bucket_of(taken[number]), len(taken[number].samples)
+            done = "tried again" if is_first else self._take_less(bucket, size, f"step {step} with a single picture of {bucket}")
+            self._say(f"step {step} with pictures of {bucket}", done)
             is_first, number = False, 0
         assert total is not None
         return total, taken
 
-    def _try(self, batch: Batch, number: int, backward: Backward) -> Tensor | None:
-        """The loss of a batch, or None if memory ran out. The error ends here: its traceback holds on to tensors."""
-        count = len(batch.samples)
-        try:
-            losses = [backward(batch, number, rows) for rows in parts_of(count, self.samples_at_once.get(bucket_of(batch), count))]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-        return sum(losses[1:], losses[0])
+    def answers(self, where: str, kind: str, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Answer]]) -> list[Answer]:
+        """Bring items through work that leaves nothing behind, as looks at the model do, fewer at once where memory runs out.
 
-    def _take_less(self, batch: Batch, step: int) -> str:
-        """Split this bucket's batches further, or else move more of the model off the device; what was done, in words."""
-        bucket, count = bucket_of(batch), len(batch.samples)
-        at_once = min(count, self.samples_at_once.get(bucket, count))
+        Args:
+            where: what it is, for messages.
+            kind: what is of one size, in `samples_at_once`.
+            work: items to an answer each, which do not depend on how many there are.
+
+        Raises:
+            MemoryLimitError: one item alone is too much.
+        """
+        done: list[Answer] = []
+        is_first = True
+        while len(done) < len(items):
+            part = items[len(done) : len(done) + self.samples_at_once.get(kind, len(items))]
+            found = attempt(partial(work, part))
+            if found is not None:
+                done += found
+                continue
+            release()
+            if not is_first and len(part) == 1:  # to offload more would slow the training down, for a look at it
+                raise MemoryLimitError(f"memory ran out in {where}, one at once", hint=self._advice or None)
+            self._say(where, "tried again" if is_first else self._take_less(kind, len(part), where))
+            is_first = False
+        return done
+
+    def _try(self, batch: Batch, number: int, backward: Backward) -> Tensor | None:
+        """The loss of a batch, or None if memory ran out."""
+        parts = parts_of(len(batch.samples), self.samples_at_once.get(bucket_of(batch), len(batch.samples)))
+        losses = attempt(lambda: [backward(batch, number, rows) for rows in parts])
+        return None if losses is None else sum(losses[1:], losses[0])
+
+    def _take_less(self, kind: str, count: int, alone: str) -> str:
+        """Split this kind's batches further, or else move more of the model off the device; what was done, in words.
+
+        Args:
+            alone: what was done when one was too much, for the error.
+        """
+        at_once = min(count, self.samples_at_once.get(kind, count))
         if at_once > 1:
-            self.samples_at_once[bucket] = (at_once + 1) // 2
-            return f"from here on its batches go through {self.samples_at_once[bucket]} at once"
+            self.samples_at_once[kind] = (at_once + 1) // 2
+            return f"from here on its batches go through {self.samples_at_once[kind]} at once"
         if self._more_room():
             return "more of the model is offloaded"
-        raise MemoryLimitError(f"memory ran out in step {step} with a single picture of {bucket}", hint=self._advice or None)
+        raise MemoryLimitError(f"memory ran out in {alone}", hint=self._advice or None)
 
-    def _say(self, step: int, bucket: str, done: str) -> None:
+    def _say(self, where: str, done: str) -> None:
         self.events += 1
         self._is_told = False
-        self._warn(f"memory ran out in step {step} with pictures of {bucket}: {done}")
+        self._warn(f"memory ran out in {where}: {done}")
 
     def figures(self) -> dict[str, float]:
         """What trackers get after a step in which memory ran out; nothing after others."""
         if self._is_told:
             return {}
         self._is_told = True
-        least = {f"memory/samples_at_once_{bucket}": float(count) for bucket, count in self.samples_at_once.items()}
+        least = {f"memory/samples_at_once_{bucket.replace(' ', '_')}": float(count) for bucket, count in self.samples_at_once.items()}
         return {"memory/ran_out": float(self.events), **least}
 
     def describe(self) -> str:

@@ -21,7 +21,15 @@ from simpletuner.diffusion.rollout import ScheduledSampling, roll_out
 from simpletuner.models.family import ModelFamily
 from simpletuner.randomness import seed_from
 from simpletuner.training.parts import WHOLE, part_of
-from simpletuner.types import Batch, Noised
+from simpletuner.types import Batch, Drawn, Noised
+
+
+def seed_dropouts(device: torch.device, seed: int) -> None:
+    """Seed the generators that are drawn from, as `torch.manual_seed` does; that looks for every kind of device, at milliseconds a call."""
+    torch.default_generator.manual_seed(seed)
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type == device.type:
+        torch.get_device_module(device).manual_seed(seed)
 
 
 @contextmanager
@@ -53,8 +61,8 @@ class Step:
     """A fresh latent from the cached posterior each time; its mean otherwise."""
     scheduled_sampling: ScheduledSampling | None = None
     """Which samples the model itself brings to the time at which they are trained."""
-    encode: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None
-    """Prompts to what a batch's `text` holds, where it holds nothing because the text encoders are trained as well."""
+    encode: Callable[[Sequence[str], Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    """Prompts, and what a batch's `text` holds, to what it is to hold, where text encoders are trained as well."""
 
     def losses(self, batch: Batch, step: int, micro_step: int, rows: slice = WHOLE) -> Tensor:
         """Train on one batch, or on some of its samples, as far as its losses.
@@ -68,7 +76,7 @@ class Step:
             Float32 losses, (B,), with a graph.
         """
         # Dropouts inside adapters draw from torch's own generators; seeding them here makes those resumable too.
-        torch.manual_seed(seed_from("dropout", self.seed, step, self.rank, micro_step))
+        seed_dropouts(self.device, seed_from("dropout", self.seed, step, self.rank, micro_step))
         noised = self.noise(batch, step, micro_step, rows)
         batch = part_of(batch, rows)
         target = self._parent_prediction(noised, batch) if batch.is_regularisation else noised.target
@@ -80,11 +88,13 @@ class Step:
             losses = self.loss(prediction, target, noised.time, mask)
         return losses if noised.weight is None else losses * noised.weight
 
-    def noise(self, batch: Batch, step: int, micro_step: int, rows: slice = WHOLE) -> Noised:
-        """Draw latents, time and noise for a batch, in that order, from one CPU generator; and bring some samples there by the model itself.
+    def make_ready(self, batch: Batch, step: int, micro_step: int) -> Batch:
+        """Do ahead what needs no device: draw, and scale latents. Called from the loader's threads; what a step gives is the same without it."""
+        references = tuple({**one, "scaled": self.family.scale_latents(one["mean"].float())} for one in batch.references)
+        return replace(batch, drawn=self.draw(batch, step, micro_step), references=references)
 
-        Of all that is drawn, `rows` are given.
-        """
+    def draw(self, batch: Batch, step: int, micro_step: int) -> Drawn:
+        """Draw latents, time and noise for a batch, in that order, from one CPU generator; then the way of a rollout from another."""
         generator = torch.Generator().manual_seed(seed_from("noise", self.seed, step, self.rank, micro_step))
         raw = batch.latents["mean"]
         if self.draws_latents:
@@ -93,10 +103,19 @@ class Step:
         time = self.process.sample_time(len(batch.samples), self.family.tokens(latents), generator)
         noise, mixed = self.process.draw_noise(latents.shape, step, generator)
         guidance = self.process.draw_guidance(len(batch.samples), generator)
-        way = self._way(time, batch, step, micro_step)
-        batch, way = part_of(batch, rows), None if way is None else way[:, rows]
-        latents, noise, time = (tensor[rows].to(self.device, non_blocking=True) for tensor in (latents, noise, time))
-        mixed, guidance = (None if some is None else some[rows].to(self.device, non_blocking=True) for some in (mixed, guidance))
+        return Drawn((step, micro_step), latents, noise, time, mixed, guidance, self._way(time, batch, step, micro_step))
+
+    def noise(self, batch: Batch, step: int, micro_step: int, rows: slice = WHOLE) -> Noised:
+        """Mix in the noise that is drawn for a batch, and bring some samples to their time by the model itself.
+
+        Of all that is drawn, `rows` are given.
+        """
+        drawn = batch.drawn
+        if drawn is None or drawn.place != (step, micro_step):
+            drawn = self.draw(batch, step, micro_step)
+        batch, way = part_of(batch, rows), None if drawn.way is None else drawn.way[:, rows]
+        latents, noise, time = (tensor[rows].to(self.device, non_blocking=True) for tensor in (drawn.latents, drawn.noise, drawn.time))
+        mixed, guidance = (None if some is None else some[rows].to(self.device, non_blocking=True) for some in (drawn.mixed, drawn.guidance))
         way = None if way is None else way.to(self.device, non_blocking=True)
 
         def at(time: Tensor) -> Noised:
@@ -121,13 +140,15 @@ class Step:
         """Latents as the model makes them on a way, without dropouts."""
         assert self.scheduled_sampling is not None
         with resting(self.denoiser, self.adapter):
-            return roll_out(self.process, lambda noised: self._answer(noised, batch), start, way, self.scheduled_sampling.order)
+            latents = roll_out(self.process, lambda noised: self._answer(noised, batch), start, way, self.scheduled_sampling.order)
+        torch.clear_autocast_cache()  # of 16-bit copies of trained weights that were made without gradients
+        return latents
 
     def _answer(self, noised: Noised, batch: Batch) -> Tensor:
         """What the denoiser says, (B, C, h, w)."""
         self.adapter.at_time(noised.time)
         if self.encode is not None:
-            batch = replace(batch, text=self.encode(batch.prompts))
+            batch = replace(batch, text=self.encode(batch.prompts, batch.text))
         return self.family.predict(self.denoiser, noised, batch)
 
     def predict(self, noised: Noised, batch: Batch) -> Tensor:

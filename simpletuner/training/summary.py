@@ -8,7 +8,9 @@ from pathlib import Path
 
 from simpletuner.adapters.adapter import Attached
 from simpletuner.console import Console, amount
-from simpletuner.options.memory import WEIGHTS
+from simpletuner.optim.rules import trains_in
+from simpletuner.optim.scaling import scaled
+from simpletuner.options.memory import TRAINED, WEIGHTS
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.trainer import Pace
 
@@ -67,15 +69,17 @@ def show_start(
     batches_per_epoch: int,
     start: str,
     evaluates: str,
+    memory: str,
 ) -> None:
     """Print the summary.
 
     Args:
         evaluates: how the held-out loss is measured; empty if it is not.
+        memory: what is planned; empty if nothing is.
     """
     steps_per_epoch = batches_per_epoch / (pace.accumulation * config.training.num_processes)
-    kind = config.adapters.model_type if config.adapters.model_type == "full" else config.adapters.lora_type
-    batch = config.training.train_batch_size * config.training.gradient_accumulation_steps * config.training.num_processes
+    is_full, batch = config.adapters.model_type == "full", config.training.images_per_step
+    kind = f"full, {TRAINED[trains_in(config.optim, config.memory)]}" if is_full else config.adapters.lora_type
     rows = {
         "model": f"{config.models.model_family} from {source}, {WEIGHTS[config.memory.mixed_precision]}"
         + (f", base in {config.memory.base_model_precision}" if config.memory.base_model_precision != "no_change" else ""),
@@ -83,7 +87,8 @@ def show_start(
         **{f"dataset {facts.name}": facts.line() for facts in datasets},
         "steps": f"{pace.total_steps} of {batch} images ({pace.total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:g} steps)",
         **({"evaluates": evaluates} if evaluates else {}),
-        "optimizer": f"{config.optim.optimizer}, rate {config.optim.learning_rate:g}{of_text(config)}, {config.optim.lr_scheduler}",
+        "optimizer": f"{config.optim.optimizer}, rate {scaled(config.optim, batch).learning_rate:g}{of_text(config)}, {config.optim.lr_scheduler}",
+        **({"memory": memory} if memory else {}),
         "start": start,
         "output": ", ".join([str(config.training.output_dir), *rhythm(pace)]),
     }
@@ -96,7 +101,7 @@ def show_start(
 
 def of_text(config: TrainConfig) -> str:
     """The rate of text encoders and how long they learn, where that is something else."""
-    rate, limit = config.optim.text_encoder_lr, config.adapters.text_encoder_limit
+    rate, limit = scaled(config.optim, config.training.images_per_step).text_encoder_lr, config.adapters.text_encoder_limit
     said = [f"{rate:g}"] if rate else []
     said += [f"up to {limit:g} % of the steps"] if limit < 100 else []
     return f" (text encoders {' '.join(said)})" if said and config.adapters.train_text_encoder else ""

@@ -8,6 +8,7 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
 
 NOTE = "train_text_encoder: captions are encoded at every step, and no text cache is made"
+FROZEN_NOTE = "train_text_encoder: captions are encoded at every step by the encoders that are trained; what {frozen} makes of them is cached"
 
 
 def check_text_training(config: TrainConfig, family: ModelFamily) -> list[str]:
@@ -36,4 +37,8 @@ def check_text_training(config: TrainConfig, family: ModelFamily) -> list[str]:
             f"train_text_encoder: {', '.join(wrong)} must be no_change, for these text encoders are trained",
             hint="Leave it out; only encoders that are not trained can be quantised.",
         )
-    return [NOTE]
+    if family.frozen_text:
+        return [FROZEN_NOTE.format(frozen=" and ".join(family.frozen_text))]
+    key = "text_encoder_batch_size"
+    is_set = config.value(key) != type(config.data).model_fields[key].default
+    return [NOTE, *([f"{key} has no effect: with train_text_encoder captions are encoded with the pictures of their batch"] if is_set else [])]

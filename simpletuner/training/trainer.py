@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,17 +23,21 @@ from simpletuner.optim.averaging import averaged, restore_trained, trained_value
 from simpletuner.optim.build import restore, set_rate
 from simpletuner.options.optim import Optim
 from simpletuner.reporting.tracker import Trackers
+from simpletuner.training.agreement import Agreement
 from simpletuner.training.checkpoint import CheckpointFolder
+from simpletuner.training.delivery import Delivery
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradients import average_over_processes, clip, is_beyond_repair
 from simpletuner.training.meter import Figures, Meter
 from simpletuner.training.parts import WHOLE, drawn_as_whole
 from simpletuner.training.recovery import Recovery, updating
+from simpletuner.training.release import Release
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
 from simpletuner.types import Batch
 
+NO_PROBE = nullcontext()
 SMOOTHED_STEPS = 20
 """Steps over which the loss and the time in the progress line are averaged; trackers get those of each step."""
 
@@ -85,23 +89,28 @@ class Trainer:
         write_extras: Callable[[Path], None],
         validator: Looks,
         evaluator: Looks,
+        probes: Iterator[AbstractContextManager[None]],
         trackers: Trackers,
         console: Console,
         stop: StopRequest,
         autocast: Callable[[], AbstractContextManager[None]],
+        release: Release | None = None,
     ) -> None:
         """
         Args:
+            probes: contexts that the first steps are taken in.
             autocast: gives the context in which a batch is trained on.
+            release: steps the optimizer in the backward pass, if gradients are not to be held until its end.
         """
         self.step, self.adapter, self.optimizer, self.schedule, self.optim = step, adapter, optimizer, schedule, optim
         self.scaler, self.ema, self.loader, self.pace, self.state = scaler, ema, loader, pace, state
         self.accelerator, self.checkpoints, self.validator, self.evaluator = accelerator, checkpoints, validator, evaluator
         self.metadata, self.write_extras = metadata, write_extras
         self.trackers, self.console, self.stop, self.autocast = trackers, console, stop, autocast
-        self.recovery = recovery
+        self.recovery, self.probes, self.release = recovery, probes, release
         self.parameters = list(adapter.parameters().values())
-        self.meter = Meter(step.device)
+        self.meter, self.delivery = Meter(), Delivery(step.device)
+        self.agreement = Agreement(accelerator, step.device, lambda: stop.exit_code)
         self.recent: deque[Figures] = deque(maxlen=SMOOTHED_STEPS)
 
     def run(self) -> None:
@@ -121,49 +130,68 @@ class Trainer:
             for look in self._looks_at(self.state.step) if self.state.step else ():
                 with averaged(self.optimizer):
                     look.catch_up(self.state.step)
-                self._end_if_asked(self._stop_code())
+                self._end_if_asked(self.agreement.now())
             self.meter.restart_clock()
             while self.state.step < self.pace.total_steps:
                 self.advance(batches, bar)
 
     def advance(self, batches: Iterator[Batch], bar: Bar) -> None:
         """Take one optimizer step and do what is due after it."""
-        self._report(self._optimizer_step(batches), bar)
-        self._do_what_is_due(bar, self._stop_code())
+        with next(self.probes, NO_PROBE):
+            figures = self._optimizer_step(batches)
+        self._report(figures, bar)
+        self._do_what_is_due(bar)
 
     def batches(self) -> Generator[Batch, None, None]:
         """The batches from here to the last step, of this process."""
-        micro_steps = (self.pace.total_steps - self.state.step) * self.pace.accumulation
-        world = self.accelerator.num_processes
-        return self.loader.iterate(self.state.position + self.accelerator.process_index, stride=world, count=micro_steps)
+        first, accumulation = self.state.step, self.pace.accumulation
+
+        def make_ready(batch: Batch, number: int) -> Batch:
+            steps, micro_step = divmod(number, accumulation)
+            return self.delivery.pack(self.step.make_ready(batch, first + steps, micro_step))
+
+        position, world = self.state.position + self.accelerator.process_index, self.accelerator.num_processes
+        return self.loader.iterate(position, stride=world, count=(self.pace.total_steps - first) * accumulation, make_ready=make_ready)
 
     def _optimizer_step(self, batches: Iterator[Batch]) -> Figures | None:
         """Accumulate, average, clip, update. Gives the figures of the step before."""
         number = self.state.step
         learning_rate = set_rate(self.optimizer, self.schedule(number))
         self.adapter.at_share(number / self.pace.total_steps)
+        if self.release is not None:
+            self.release.begin(number + 1)
         total, samples = self._accumulate(batches, number)
-        average_over_processes([parameter for parameter in self.parameters if parameter.requires_grad], self.accelerator)
-        self.scaler.unscale_(self.optimizer)
-        norm = clip(self.parameters, self.optim.max_grad_norm, self.optim.grad_clip_method)
-        with updating(number + 1):
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self._update(number + 1) if self.release is None else self.release.finish()
         if self.ema is not None:
             self.ema.update(number + 1)
         epoch = self.state.epoch
         self._count()
         return self.meter.put(number + 1, total, norm, learning_rate, epoch, samples)
 
+    def _update(self, step: int) -> Tensor:
+        """Average the gradients, clip them, and update the weights. Gives the length of the whole gradient before it was clipped."""
+        average_over_processes([parameter for parameter in self.parameters if parameter.requires_grad], self.accelerator)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip(self.parameters, self.optim.max_grad_norm, self.optim.grad_clip_method)
+        with updating(step):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _forget(self) -> None:
+        """Drop the gradients of a step that is to begin again."""
+        if self.release is not None:
+            self.release.refuse_if_torn()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _accumulate(self, batches: Iterator[Batch], number: int) -> tuple[Tensor, tuple[str, ...]]:
         """Gather the gradients of a step. Gives its loss, and the ids of its samples."""
         try:
-            total, taken = self.recovery.gradients(
-                number + 1, batches, self.pace.accumulation, self._backward, lambda: self.optimizer.zero_grad(set_to_none=True)
-            )
+            total, taken = self.recovery.gradients(number + 1, batches, self.pace.accumulation, self._backward, self._forget)
         except MemoryLimitError:
-            if self.accelerator.num_processes == 1 and number:  # others would wait for ever
+            is_torn = self.release is not None and self.release.is_torn
+            if self.accelerator.num_processes == 1 and number and not is_torn:  # others would wait for ever
                 self.save()
             raise
         figures = self.recovery.figures()
@@ -173,20 +201,15 @@ class Trainer:
 
     def _backward(self, batch: Batch, micro_step: int, rows: slice) -> Tensor:
         """Bring some samples of a batch through both passes, and give their share of the step's loss."""
-        count = len(batch.samples)
+        count, batch = len(batch.samples), self.delivery.bring(batch)
         with drawn_as_whole(count, rows):
             with self.autocast():
                 losses = self.step.losses(batch, self.state.step, micro_step, rows)
                 loss = (losses.mean() if rows == WHOLE else losses.sum() / count) / self.pace.accumulation
-            self.scaler.scale(loss).backward()
+            is_last = micro_step == self.pace.accumulation - 1 and rows.stop in (None, count)
+            with self.release.whole_after(is_last) if self.release is not None else nullcontext():
+                self.scaler.scale(loss).backward()
         return loss.detach()
-
-    def _stop_code(self) -> int | None:
-        """The exit code if this run is to stop: a signal may have reached one process only, or others a step later."""
-        mine = self.stop.exit_code
-        if self.accelerator.num_processes == 1:
-            return mine
-        return int(self.accelerator.gather(torch.tensor([mine or 0], device=self.step.device)).max().item()) or None
 
     def _count(self) -> None:
         position = self.state.position + self.pace.accumulation * self.accelerator.num_processes
@@ -214,10 +237,12 @@ class Trainer:
             hint=f"{kept}. Lower learning_rate, set max_grad_norm, or look at these images and captions.",
         )
 
-    def _do_what_is_due(self, bar: Bar, stop_code: int | None) -> None:
+    def _do_what_is_due(self, bar: Bar) -> None:
         step = self.state.step
-        saves = step == self.pace.total_steps or stop_code is not None or _is_due(step, self.pace.save_every)
-        looks = self._looks_at(step) if stop_code is None else []
+        saves, looks = step == self.pace.total_steps or _is_due(step, self.pace.save_every), self._looks_at(step)
+        # What is due waits for the device anyway, so that a stop may be asked for at once; otherwise it comes a step later where there are others.
+        stop_code = self.agreement.now() if saves or looks else self.agreement.after_step()
+        saves, looks = saves or stop_code is not None, looks if stop_code is None else []
         if not (saves or looks):
             return
         self._report(self.meter.take(), bar)
@@ -227,7 +252,7 @@ class Trainer:
             if stop_code is None:
                 with averaged(self.optimizer):
                     look.validate(step)
-                stop_code = self._stop_code()  # a signal ends the pictures early
+                stop_code = self.agreement.now()  # a signal ends the pictures early
         self._end_if_asked(stop_code)
         self.meter.restart_clock()
 
@@ -248,6 +273,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the state in hand. All processes call it; the first one writes."""
         self.recovery.agree(self.accelerator)
+        self.trackers.flush()  # a run that goes on from here appends to what they hold
         if self.accelerator.is_main_process:
             self.checkpoints.save(self.state.step, self._write)
         self.accelerator.wait_for_everyone()
@@ -258,10 +284,14 @@ class Trainer:
         with averaged(self.optimizer):
             self.adapter.save(folder, {**self.metadata, "step": str(self.state.step)})
         saved = {"name": self.optim.optimizer, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        save_torch({**saved, "trained": trained_values(self.optimizer)}, folder / "optimizer.pt")
+        save_torch({**saved, "trained": trained_values(self.optimizer), "weights": self._held_in()}, folder / "optimizer.pt")
         if self.ema is not None:
             save_torch(self.ema.state_dict(), folder / "ema.pt")
         self.write_extras(folder)
+
+    def _held_in(self) -> str:
+        """The formats of what is trained."""
+        return " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in self.parameters}))
 
     def _restore_average(self, ema: Ema, file: Path) -> None:
         if file.is_file():
@@ -276,7 +306,10 @@ class Trainer:
         self.recovery.load(folder)
         self.adapter.load(folder)
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        if saved["name"] == self.optim.optimizer:
+        before, now = saved.get("weights", "float32"), self._held_in()
+        if before != now:
+            self.console.warn(f"the weights were trained in {before} and now are in {now}: what the optimizer has gathered starts anew")
+        elif saved["name"] == self.optim.optimizer:
             restore(self.optimizer, saved["optimizer"])
             restore_trained(self.optimizer, saved.get("trained"))
         else:

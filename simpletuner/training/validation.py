@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,16 @@ class Renderer:
             strength: of the adapter; 0 is the base model.
             done: called after each picture.
         """
+        images = []
+        with self.at(strength) as render:
+            for picture in pictures:
+                images.append(render(picture))
+                done()
+        return images
+
+    @contextmanager
+    def at(self, strength: float) -> Iterator[Callable[[Picture], Image.Image]]:
+        """Have everything ready to render pictures with the adapter at a strength, and give what renders one; see `render`."""
         self.adapter.set_strength(strength)
         devices = [self.device] if self.device.type == "cuda" else []
         try:
@@ -82,11 +93,7 @@ class Renderer:
             ):
                 pipeline = self.family.pipeline(self.denoiser, self.load_vae(), self.diffusion)
                 pipeline.set_progress_bar_config(disable=True)
-                images = []
-                for picture in pictures:
-                    images.append(self._render_one(pipeline, picture))
-                    done()
-                return images
+                yield partial(self._render_one, pipeline)
         finally:
             self.adapter.set_strength(1.0)
 
@@ -134,14 +141,18 @@ class Gallery:
 
     def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> Image.Image:
         """Write the pictures of one validation, renew the grids, and give the one over all steps."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for picture, image in zip(pictures, images):
-            write_picture(self.folder / f"{label}_{picture.file_stem}.png", image, {**facts_of(picture), "step": str(step), **self.settings})
+        self.write(step, label, pictures, images)
         own = grid([list(images)], [label], [picture.prompt for picture in pictures])
         write_picture(self.folder / f"{label}_grid.png", own, {"step": str(step)})
         table = self._all_steps(step, pictures)
         write_picture(self.grid, table, {"step": str(step)})
         return table
+
+    def write(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> None:
+        """Write pictures alone, as where some of a validation are missing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for picture, image in zip(pictures, images):
+            write_picture(self.folder / f"{label}_{picture.file_stem}.png", image, {**facts_of(picture), "step": str(step), **self.settings})
 
     def has(self, label: str, pictures: Sequence[Picture]) -> bool:
         """Whether the pictures of a validation are all there; the grid of their step is written after them."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 from PIL.Image import Image
 
 from simpletuner.console import Console
-from simpletuner.errors import Stopped
+from simpletuner.errors import MemoryLimitError, Stopped
+from simpletuner.memory.residency import release
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.caching import Vae
 from simpletuner.training.ema import Ema
 from simpletuner.training.prompts import Picture
+from simpletuner.training.recovery import attempt_twice
 from simpletuner.training.validation import BASE_LABEL, Gallery, Interrupted, Renderer, label_of, settings_of
+
+NAMED = 5
+"""Pictures that a message names."""
 
 
 class Validator:
@@ -35,37 +41,52 @@ class Validator:
         console: Console,
     ) -> None:
         self._renderer, self._vae, self._pictures = renderer, vae, list(pictures)
-        self._options, self._ema = config.validation, ema
+        self._options, self._memory, self._ema = config.validation, config.memory, ema
         self._trains_base = renderer.adapter.trains_base
         self._trackers, self._accelerator, self._console = trackers, accelerator, console
         settings = settings_of(config.models.model_family, config.validation, config.validation.validation_lycoris_strength)
         self._gallery = Gallery(output_dir / "validation_images", settings)
 
     def before_training(self, step: int) -> None:
-        """Render the base model once a run, so that later pictures have something to stand beside; and the start, if asked."""
+        """Render the base model once a run, so that later pictures have something to stand beside; and the start, if asked.
+
+        Raises:
+            MemoryLimitError: there is too little memory for some at step 0, which is best known now that nothing is lost.
+        """
         if self._renders:
+            missing: list[str] = []
             if step == 0 and not self._options.disable_benchmark:
                 strength = 1.0 if self._trains_base else 0.0  # before its first step a full model is the base
-                self._show(0, BASE_LABEL, strength, nullcontext())
+                missing += self._show(0, BASE_LABEL, strength, nullcontext())
             if self._options.validation_on_startup:
-                self._show_all(step)
+                missing += self._show_all(step)
+            if missing and step == 0:
+                raise MemoryLimitError(f"memory ran out in {_named(missing)} before training", hint=self._advice())
+            if missing:
+                self._warn_of(step, missing)
         self._accelerator.wait_for_everyone()
 
     def validate(self, step: int) -> None:
         """Render what the training has come to after `step` steps. A failure is named, and the training goes on.
 
-        Once the run is to stop this returns early; `catch_up` renders the pictures when the run is resumed.
+        Where memory runs out a picture is tried again, and if it is too much the others are made without it. Once the run is to stop this
+        returns early; `catch_up` renders the pictures when the run is resumed.
         """
         if self._renders:
+            failed = True
             try:
-                self._show_all(step)
+                if missing := self._show_all(step):
+                    self._warn_of(step, missing)
+                failed = bool(missing)
             except Interrupted:
-                pass
+                failed = False
             except Stopped:
                 raise
             except Exception as error:  # out of memory, a full disk, a sampler's fault: pictures are worth less than the run
                 what = str(error).strip().partition("\n")[0] or type(error).__name__
                 self._console.warn(f"no pictures of step {step}: {what}. The training goes on")
+            if failed:
+                release()  # what it left behind
         self._accelerator.wait_for_everyone()
 
     def catch_up(self, step: int) -> None:
@@ -79,6 +100,9 @@ class Validator:
         """Put the pictures after `step` beside checkpoints that are not continued."""
         self._gallery.move_later(step, aside / self._gallery.folder.name)
 
+    def _warn_of(self, step: int, missing: Sequence[str]) -> None:
+        self._console.warn(f"step {step} lacks {_named(missing)}: memory ran out. {self._advice()} The training goes on")
+
     @property
     def grid(self) -> Path | None:
         """The grid over all steps, once there is one."""
@@ -88,10 +112,10 @@ class Validator:
     def _renders(self) -> bool:
         return bool(self._pictures) and self._accelerator.is_main_process
 
-    def _show_all(self, step: int) -> None:
+    def _show_all(self, step: int) -> list[str]:
+        """Render all that is to be seen of a step; gives what memory did not suffice for."""
         strength = 1.0 if self._trains_base else self._options.validation_lycoris_strength
-        for label, weights in self._views(step):
-            self._show(step, label, strength, weights)
+        return [name for label, weights in self._views(step) for name in self._show(step, label, strength, weights)]
 
     def _views(self, step: int) -> list[tuple[str, AbstractContextManager[None]]]:
         """Which weights are looked at, under which labels."""
@@ -101,19 +125,48 @@ class Validator:
         average = self._ema.swapped_in()
         return [(label, average)] if shows == "ema_only" else [(label, nullcontext()), (f"{label}_ema", average)]
 
-    def _show(self, step: int, label: str, strength: float, weights: AbstractContextManager[None]) -> None:
+    def _show(self, step: int, label: str, strength: float, weights: AbstractContextManager[None]) -> list[str]:
+        """Render and keep the pictures of one label; gives the names of those that memory did not suffice for."""
+        made: list[tuple[Picture, Image]] = []
         try:
-            with weights, self._console.bar(f"pictures {label}", len(self._pictures), "pictures") as bar:
-                images = self._renderer.render(self._pictures, strength, bar.advance)
+            with weights, self._console.bar(f"pictures {label}", len(self._pictures), "pictures") as bar, self._renderer.at(strength) as render:
+                for picture in self._pictures:
+                    image = attempt_twice(partial(render, picture))
+                    made += [(picture, image)] if image is not None else []
+                    bar.advance()
         finally:
             self._vae.release()
-        self._keep(step, label, images)
+        self._keep(step, label, made)
+        there = {picture.file_stem for picture, _ in made}
+        return [f"{label}_{picture.file_stem}" for picture in self._pictures if picture.file_stem not in there]
+
+    def _advice(self) -> str:
+        """What helps where one picture is too much, the cheapest first."""
+        ways = [
+            *([] if self._memory.vae_enable_tiling else ["set vae_enable_tiling"]),
+            *(["leave keep_vae_loaded out"] if self._memory.keep_vae_loaded else []),
+            "lower validation_resolution",
+        ]
+        text = " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
+        return f"{text[0].upper()}{text[1:]}."
 
     def _suffix(self, label: str) -> str:
         """What tells pictures of one step apart in trackers."""
         return "_base" if label == BASE_LABEL else "_ema" if label.endswith("_ema") else ""
 
-    def _keep(self, step: int, label: str, images: Sequence[Image]) -> None:
-        grid = self._gallery.add(step, label, self._pictures, images)
-        named = {f"{picture.file_stem}{self._suffix(label)}": image for picture, image in zip(self._pictures, images)}
-        self._trackers.images(step, {**named, "grid": grid})
+    def _keep(self, step: int, label: str, made: Sequence[tuple[Picture, Image]]) -> None:
+        """Write the pictures that there are; into the grids go those of a step that has all of them."""
+        images = [image for _, image in made]
+        named = {f"{picture.file_stem}{self._suffix(label)}": image for picture, image in made}
+        if len(made) == len(self._pictures):
+            named["grid"] = self._gallery.add(step, label, self._pictures, images)
+        elif made:
+            self._gallery.write(step, label, [picture for picture, _ in made], images)
+        if named:
+            self._trackers.images(step, named)
+
+
+def _named(pictures: Sequence[str]) -> str:
+    """Pictures in words, the first few by name."""
+    more = f" and {len(pictures) - NAMED} more" if len(pictures) > NAMED else ""
+    return f"{'picture' if len(pictures) == 1 else 'pictures'} {', '.join(pictures[:NAMED])}{more}"

@@ -166,7 +166,7 @@ def test_too_little_memory_halves_the_batch(tmp_path):
     embeds.fill(PROMPTS)
 
     assert embeds.missing(PROMPTS) == []
-    assert said == ["memory ran out with 2 at once; going on with text_encoder_batch_size 1"]
+    assert said == ["memory ran out with 2 captions encoded at once; going on with text_encoder_batch_size 1"]
 
 
 FILL = """

@@ -286,11 +286,3 @@ def test_the_digest_tells_apart_all_that_makes_versions(caches):
     assert loader(caches, variations={"held out": SHUFFLED}).digest() == loader(caches).digest()  # no batch shows any of them
     assert {field.name for field in fields(Variation)} == {*CHANGED, "filters"}
     assert digests[0] == loader(caches, variations={"cats": replace(SHUFFLED)}).digest()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only an accelerator has use for page-locked memory")
-def test_batches_are_page_locked_when_asked(caches):
-    [batch] = loader(caches, pin_memory=True).iterate(count=1)
-
-    assert all(tensor.is_pinned() for tensor in (*batch.latents.values(), *batch.text.values()))

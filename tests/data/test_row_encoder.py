@@ -25,7 +25,7 @@ def limited(limit: int, calls: list[int], error: BaseException):
 def test_the_batch_is_halved_until_it_fits_and_stays_so(error):
     calls: list[int] = []
     said: list[str] = []
-    encoder = RowEncoder(limited(2, calls, error), 8, said.append, "vae_batch_size", "buy more")
+    encoder = RowEncoder(limited(2, calls, error), 8, said.append, noun="images", option="vae_batch_size", hint="buy more")
 
     rows = encoder.rows([0, 1, 2, 3, 4, 5, 6, 7, 8]) + encoder.rows([9, 10])
 
@@ -35,16 +35,17 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(error):
 
 
 def test_one_item_that_does_not_fit_is_refused_with_the_option_and_the_hint():
-    encoder = RowEncoder(limited(0, [], MemoryError()), 4, lambda text: None, "vae_batch_size", "Set vae_enable_tiling.")
+    encoder = RowEncoder(limited(0, [], MemoryError()), 4, lambda text: None, noun="images", option="vae_batch_size", hint="Set vae_enable_tiling.")
 
     with pytest.raises(MemoryLimitError) as refused:
         encoder.rows([1, 2])
 
-    assert "vae_batch_size 1" in refused.value.message and refused.value.hint == "Set vae_enable_tiling."
+    assert refused.value.message == "memory ran out while images were encoded, with vae_batch_size 1"
+    assert refused.value.hint == "Set vae_enable_tiling."
 
 
 def test_other_errors_are_not_taken_for_too_little_memory():
-    encoder = RowEncoder(limited(0, [], RuntimeError("shapes do not match")), 4, lambda text: None, "vae_batch_size", "")
+    encoder = RowEncoder(limited(0, [], RuntimeError("shapes do not match")), 4, lambda text: None, noun="images", option="vae_batch_size", hint="")
 
     with pytest.raises(RuntimeError, match="shapes"):
         encoder.rows([1])

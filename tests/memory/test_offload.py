@@ -38,6 +38,7 @@ CASES = {
     "auraflow lokr on int8": ("auraflow", "lycoris", LOKR, "int8-quanto", torch.float32),
     "auraflow tlora": ("auraflow", "lycoris", TLORA, "no_change", torch.float32),
     "sdxl lora with dropout": ("sdxl", "standard", {}, "no_change", torch.float32),
+    "auraflow lokr in bf16 on int8-rotated": ("auraflow", "lycoris", LOKR, "int8-rotated", torch.bfloat16),
     "flux lora in bf16 on torchao": ("flux", "standard", {}, "int8-torchao", torch.bfloat16),
 }
 MODES = {

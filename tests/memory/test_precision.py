@@ -12,7 +12,7 @@ from simpletuner.adapters.kinds.lycoris import Lycoris
 from simpletuner.adapters.kinds.standard import Standard
 from simpletuner.errors import ConfigError
 from simpletuner.memory.parts import bytes_of
-from simpletuner.memory.precision import PRECISIONS, find
+from simpletuner.memory.precision import PRECISIONS, find, quantiser_of
 from simpletuner.options.adapters import Adapters
 from tests.builders.quantised import quantise
 
@@ -22,8 +22,11 @@ ERRORS = {
     "int2-quanto": 0.8,
     "fp8-quanto": 0.1,
     "int8-torchao": 0.02,
+    "int8-matmul": 0.03,
+    "int8-rotated": 0.03,
     "fp8wo-torchao": 0.1,
     "int8dq-torchao": 0.05,
+    "int4-torchao": 0.2,
     "nf4-bnb": 0.2,
     "fp4-bnb": 0.3,
 }
@@ -73,7 +76,23 @@ def test_a_quantised_network_is_smaller_frozen_and_close(name):
     assert ((answer - full).float().norm() / full.float().norm()).item() < ERRORS[name]
     assert not any(parameter.requires_grad for parameter in denoiser.parameters())
     stored = sum(map(bytes_of, [*denoiser.parameters(), *denoiser.buffers()]))
-    assert stored < 0.6 * 2 * (2 * 128 * 256)
+    assert stored < 0.65 * 2 * (2 * 128 * 256)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_an_input_may_have_any_strides(name):
+    layer = nn.Sequential(nn.Linear(64, 32)).bfloat16()
+    quantise(layer, name)
+    usual = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    strided = usual.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+
+    answers = layer(usual), layer(strided)
+
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(*answers, rtol=0.02, atol=0.02)
+    for answer in answers:
+        answer.sum().backward()
+    torch.testing.assert_close(usual.grad, strided.grad, rtol=0.02, atol=0.02)
 
 
 def test_layers_that_torchs_int8_kernel_would_read_beyond_stay_as_they_are():
@@ -159,6 +178,15 @@ def test_what_compiles_is_refused_without_a_compiler(monkeypatch):
 
     with pytest.raises(ConfigError, match=r"C\+\+ compiler"):
         quantise(make_denoiser(), "int4-quanto")
+
+
+@pytest.mark.parametrize("name", ["int8-matmul", "int8-rotated"])
+def test_bytes_are_multiplied_on_cpus_and_cuda_devices_alone(name):
+    with pytest.raises(ConfigError, match=rf"text_encoder_1_precision {name} .* on cpu and cuda alone; this run is on mps") as error:
+        quantiser_of(find(name), "mps", "text_encoder_1_precision")
+
+    assert "int8-quanto" in error.value.hint
+    assert all(quantiser_of(find(name), device, "base_model_precision") is not None for device in ("cpu", "cuda"))
 
 
 def test_a_network_without_layers_to_quantise_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from dataclasses import dataclass
 
@@ -51,3 +52,19 @@ def test_quantised_networks_are_released_too():
     release(network)
 
     assert reference() is None
+
+
+def test_what_was_never_loaded_is_not_searched_for():
+    assert not _searches(lambda: release(None))
+    assert _searches(release)
+
+
+def _searches(call):
+    """Whether a call looks for garbage everywhere."""
+    searched = []
+    gc.callbacks.append(lambda phase, facts: searched.append(facts["generation"]))
+    try:
+        call()
+    finally:
+        gc.callbacks.pop()
+    return 2 in searched

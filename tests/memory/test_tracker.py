@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from simpletuner.memory.quantisers.quanto import Quanto
-from simpletuner.memory.shapes_only import StandIn, shapes_only
+from simpletuner.memory.shapes_only import StandIn, Twins, shapes_only
 from simpletuner.memory.tracker import HOST, WORK, Tracker
 
 KB = 1024
@@ -72,7 +73,39 @@ def test_whole_numbers_are_known_where_they_follow_from_whole_numbers():
 
         assert mask.sum(dim=1).tolist() == [6, 4]
         assert [len(torch.zeros(6)[: int(row.sum())]) for row in mask] == [6, 4]
-        assert torch.empty(3, device="meta").device.type == "cpu"
+
+
+def test_attention_without_numbers_holds_no_scores_as_the_kernels_do():
+    def work() -> int:
+        with Tracker() as tracker:
+            query = torch.zeros(1, 2, 64, 16, requires_grad=True)
+            hidden = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+            functional.scaled_dot_product_attention(query, query, query, attn_mask=hidden).sum().backward()
+        return tracker.peak
+
+    with shapes_only():
+        planned = work()
+
+    assert planned == work()
+
+
+def test_a_twin_of_a_quantised_layer_takes_as_much_and_shares_nothing():
+    with shapes_only(), Tracker() as tracker:
+        twins, layers = Twins(Quanto("qint8")), [nn.Linear(64, 32, bias=False, dtype=torch.bfloat16) for _ in range(2)]
+        quantised = nn.ModuleList(map(twins.quantise, layers))
+        del layers
+
+    assert tracker.now == pytest.approx(2 * (64 * 32 + 32 * 2), abs=16)  # bytes, and a scale a row; quanto has a few scales of activations besides
+    assert twins.work[quantised[0]] == twins.work[quantised[1]] >= 64 * 32 * 2  # the layer as it came
+    assert 0 < twins.beyond(quantised) == twins.work[quantised[1]]
+
+
+def test_what_stands_on_the_meta_device_can_be_left_out():
+    with Tracker(without="meta") as tracker:
+        shape = torch.zeros(KB, dtype=torch.uint8, device="meta")
+        real = torch.zeros(KB, dtype=torch.uint8)
+
+    assert tracker.now == KB and shape.shape == real.shape
 
 
 def test_a_stand_in_has_the_bits_of_its_row_and_the_gradient_of_its_input():

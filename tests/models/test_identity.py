@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simpletuner.models.identity import MEMO_FILE, digest_files
+from simpletuner.models.identity import MEMO_FILE, digest_files, learn, unread
 
 
 def write(path: Path, content: bytes, age_seconds: float = 100.0) -> Path:
@@ -108,3 +108,29 @@ def test_no_path_is_written_down(files, tmp_path):
     digest_files(files, memo)
 
     assert tmp_path.name not in (memo / MEMO_FILE).read_text() and [path.name for path in memo.iterdir()] == [MEMO_FILE]
+
+
+def test_a_file_moved_into_anothers_place_with_its_time_is_read(files, tmp_path):
+    memo = tmp_path / "memo"
+    before = digest_files(files, memo)
+    weights = files["model.safetensors"]
+    found = weights.stat()
+    other = write(tmp_path / "other", b"x" * 5000)
+    os.utime(other, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    other.replace(weights)
+
+    assert digest_files(files, memo) == digest_files(files) != before
+
+
+def test_what_was_learned_beforehand_is_not_read_again(files, tmp_path, monkeypatch):
+    memo, read = tmp_path / "memo", []
+    first, second = sorted(files.values())
+
+    assert unread([first, second, first], memo) == [first, second]
+    learn([first, second], memo, read.append)
+
+    assert sum(read) == sum(path.stat().st_size for path in files.values())
+    assert unread(files.values(), memo) == []
+    monkeypatch.setattr("simpletuner.models.identity._sha256", None)
+    assert digest_files(files, memo)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from simpletuner.errors import ConfigError
-from simpletuner.optim.build import build_optimizer, build_schedule, check_devices, parse_arguments, restore, set_rate
+from simpletuner.optim.arguments import parse_arguments
+from simpletuner.optim.build import build_optimizer, build_schedule, check_devices, restore, set_rate
 from simpletuner.optim.catalogue import OPTIMIZERS, find
 from simpletuner.optim.notes import notes
 from simpletuner.options.optim import Optim

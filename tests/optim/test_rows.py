@@ -118,16 +118,32 @@ def test_every_optimizer_does_so_on_a_gpu(row):
 @pytest.mark.filterwarnings("ignore:.*aged")
 def test_the_table_says_what_is_remembered_and_who_averages(row):
     parameter = nn.Parameter(torch.ones(256, 256))
-    parameters = {"matrix": parameter}
-    optimizer = build_optimizer(Optim(optimizer=row.name), parameters)
-    for step in range(2):
-        torch.manual_seed(step)
-        parameter.grad = torch.randn(256, 256)
-        optimizer.step()
+    optimizer = trained_twice(row.name, parameter)
 
     assert bytes_of(optimizer.state[parameter]) / parameter.numel() == pytest.approx(row.state_bytes, rel=0.08, abs=0.04)
     assert isinstance(optimizer, Averaging) == row.averages
     assert parameters_of(optimizer) == [parameter]
+
+
+@pytest.mark.parametrize("row", [row for row in OPTIMIZERS if row.bf16_by], ids=lambda row: row.name)
+def test_the_table_says_what_is_remembered_of_bf16_weights(row):
+    if not row.is_installed:
+        pytest.skip(f"{row.package} is not installed")
+    parameter = nn.Parameter(torch.ones(256, 256, dtype=torch.bfloat16))
+
+    optimizer = trained_twice(row.name, parameter)
+
+    assert bytes_of(optimizer.state[parameter]) / parameter.numel() == pytest.approx(row.bf16_state_bytes, rel=0.08, abs=0.04)
+
+
+def trained_twice(name: str, parameter: nn.Parameter) -> torch.optim.Optimizer:
+    """Build it and take two steps on one tensor."""
+    optimizer = build_optimizer(Optim(optimizer=name), {"matrix": parameter})
+    for step in range(2):
+        torch.manual_seed(step)
+        parameter.grad = torch.randn(256, 256).to(parameter.dtype)
+        optimizer.step()
+    return optimizer
 
 
 def bytes_of(state: object) -> int:

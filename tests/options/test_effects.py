@@ -52,6 +52,8 @@ def notes(**values):
         ({"validation_prompt": "a", "validation_guidance": 0, "validation_negative_prompt": "b"}, "validation_negative_prompt"),
         ({"validation_prompt": "a", "validation_disable": True}, "validation_prompt"),
         ({"tracker_run_name": "a"}, "tracker_run_name"),
+        ({"base_model_default_dtype": "bf16"}, "base_model_default_dtype"),
+        ({"optimizer_release_gradients": True}, "optimizer_release_gradients"),
     ],
 )
 def test_an_option_without_effect_is_said_aloud(values, idle):
@@ -72,6 +74,7 @@ def test_an_option_without_effect_is_said_aloud(values, idle):
         {"flow_schedule_shift": 3},
         {"loss_type": "huber", "huber_c": 0.2},
         {"use_ema": True, "ema_decay": 0.9},
+        {"model_type": "full", "base_model_default_dtype": "fp32"},
         {"validation_prompt": "a", "validation_guidance": 3},
         {"report_to": "jsonl", "tracker_run_name": "a"},
         {"use_dora": False, "lora_type": "lycoris"},

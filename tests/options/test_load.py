@@ -249,6 +249,7 @@ RESTRICTED = {
     *("flow_use_uniform_schedule", "flow_use_beta_schedule", "model_type", "timestep_bias_begin", "timestep_bias_end", "base_model_precision"),
     "train_text_encoder",
     "input_perturbation",
+    "base_model_default_dtype",
     "gradient_checkpointing_interval",
     *("blocks_to_swap", "max_resident_weights", "enable_group_offload"),
 }

@@ -31,12 +31,18 @@ def test_an_unknown_attention_is_offered_the_nearest():
         memory(attention_mechanism="flash-attn3")
 
 
+@pytest.mark.parametrize("mixed", ["no", "fp16"])
+def test_bf16_weights_are_for_computing_in_bf16(mixed):
+    with pytest.raises(ConfigError, match=f"base_model_default_dtype bf16 needs mixed_precision bf16, which is {mixed}"):
+        memory(base_model_default_dtype="bfloat16", mixed_precision=mixed)
+
+
 def test_more_blocks_than_there_are_cannot_be_computed_again():
     with pytest.raises(ConfigError, match="gradient_checkpointing_segment_stride 2 is below gradient_checkpointing_interval 3"):
         memory(gradient_checkpointing_interval=3, gradient_checkpointing_segment_stride=2)
 
 
-@pytest.mark.parametrize(("written", "size"), [("6GB", 6 * 10**9), ("6.5 gb", 65 * 10**8), ("512MiB", 2**29), ("1000", 1000)])
+@pytest.mark.parametrize(("written", "size"), [("6GB", 6 * 10**9), ("6.5 gb", 65 * 10**8), ("512MiB", 2**29), ("9 b", 9), ("8000000", 8 * 10**6)])
 def test_sizes_are_read_as_people_write_them(written, size):
     assert size_in_bytes(written) == size
 
@@ -45,6 +51,11 @@ def test_sizes_are_read_as_people_write_them(written, size):
 def test_what_is_no_size_is_refused(written):
     with pytest.raises(ConfigError, match=r"max_resident_weights .* is no size: write it as 6GB"):
         memory(max_resident_weights=written)
+
+
+def test_a_small_number_without_a_unit_is_no_number_of_bytes():
+    with pytest.raises(ConfigError, match=r"max_resident_weights '12' has no unit, and would be bytes: write it as 12GB"):
+        memory(max_resident_weights="12")
 
 
 def test_blocks_to_swap_has_the_name_of_other_tools_too():

@@ -136,7 +136,6 @@ def test_options_are_frozen_and_know_no_others():
         (Data, {"resolution": 1024, "resolution_type": "area"}),
         (Data, {"resolution": 1.0, "resolution_type": "pixel"}),
         (Diffusion, {"flow_use_uniform_schedule": True, "flow_use_beta_schedule": True}),
-        (Optim, {"lr_scheduler": "cosine", "learning_rate": 1e-5, "lr_end": 1e-4}),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_by_name(section, values):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -90,3 +92,67 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path):
     trackers.log(1, {"a": 1.0})
 
     assert len(said) == 1 and "jsonl" in said[0]
+
+
+class Slow(Tracker):
+    """Takes nothing until it is let."""
+
+    def __init__(self, *facts):
+        super().__init__(*facts)
+        self.may_go, self.taken = threading.Event(), []
+
+    def log(self, step, values):
+        self.may_go.wait(10)
+        self.taken.append(step)
+
+    images = log
+
+    def close(self):
+        self.taken.append("closed")
+
+
+def test_a_slow_tracker_holds_up_nobody_and_a_flush_waits_for_it(tmp_path):
+    slow, said = Slow(tmp_path, "p", "r", {}), []
+    trackers = Trackers([slow], said.append)
+
+    began = time.monotonic()
+    for step in range(100):
+        trackers.log(step, {"a": 1.0})
+    seconds = time.monotonic() - began
+    before = list(slow.taken)
+    slow.may_go.set()
+    trackers.flush()
+
+    assert seconds < 5 and before == [] and slow.taken == list(range(100)) and said == []
+    trackers.close()
+    assert slow.taken[-1] == "closed"
+
+
+def test_what_is_too_much_for_a_tracker_is_left_out_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("simpletuner.reporting.tracker.HELD", 3)
+    monkeypatch.setattr("simpletuner.reporting.tracker.FLUSH_SECONDS", 0.05)
+    slow, said = Slow(tmp_path, "p", "r", {}), []
+    trackers = Trackers([slow], said.append)
+
+    for step in range(100):
+        trackers.log(step, {"a": 1.0})
+    began = time.monotonic()
+    for _ in range(100):
+        trackers.flush()
+
+    assert time.monotonic() - began < 3  # what hangs is waited for once
+    assert said == ["tracker 'test_trackers' is too slow: figures are left out", "tracker 'test_trackers' does not answer: figures may be missing"]
+    slow.may_go.set()
+    trackers.close()
+    assert 3 <= len(slow.taken) - 1 <= 4 and slow.taken[-1] == "closed"
+    assert said[2:] == [f"tracker 'test_trackers' lacks {101 - len(slow.taken)} of its figures: it was too slow"]
+
+
+def test_figures_are_those_of_when_they_were_handed_on(tmp_path):
+    trackers = start(tmp_path, "jsonl")
+    values = {"a": 1.0}
+    trackers.log(1, values)
+    values["a"] = 2.0
+    trackers.close()
+
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": 1.0}

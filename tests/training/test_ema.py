@@ -62,6 +62,20 @@ def test_an_average_on_the_cpu_of_bf16_weights_is_the_average_in_float32():
     assert average.tolist() == [2.75] * 3
 
 
+@pytest.mark.parametrize("piece", [2, 1 << 25])
+def test_an_average_of_bf16_weights_loses_no_small_changes(monkeypatch, piece):
+    monkeypatch.setattr("simpletuner.training.ema.PIECE", piece)
+    weights = {name: nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for name in "ab"}
+    ema = Ema(weights, decay=0.9999, interval=1, warmup_steps=1)
+    for weight in weights.values():
+        weight.data.fill_(1 + 1 / 128)  # the next number in bf16
+    for step in range(2, 102):
+        ema.update(step)
+
+    for average in ema.state_dict().values():
+        assert average.tolist() == pytest.approx([1 + (1 - 0.9999**100) / 128] * 3, abs=5e-6)  # of 8e-5
+
+
 def test_what_is_updated_is_what_is_restored_and_saved():
     weight = parameter(1.0)
     ema = Ema({"w": weight}, decay=0.5, interval=1, warmup_steps=1)

@@ -265,6 +265,20 @@ def test_words_without_dashes_are_prompts_and_options_of_validation_are_taken_by
     assert made.keys() == {"style=anime", "seed = 3"} and all(path.stem.endswith("_5_32x32") for path in made.values())
 
 
+def test_what_is_given_without_effect_and_a_size_that_is_rounded_are_said(tmp_path, capfd):
+    flux = ("--model_family", "flux", "--pretrained_model_name_or_path", str(model("flux")), "--tokenizer_max_length", "24", *SMALL)
+    Image.new("RGB", (32, 32)).save(tmp_path / "start.png")
+
+    assert generate(tmp_path, "a cat", *flux, "--size", "41x32, 32", "--negative_prompt", "blurry", "--image", "start.png") == 0
+
+    said = " ".join(capfd.readouterr().out.split())
+    assert "note: validation_negative_prompt has no effect: it needs a validation_guidance_real above 1" in said
+    assert "note: validation_start_image has no effect: they are for the refiner" in said
+    assert said.count("becomes") == 1 and "note: size 41x32 becomes 40x32: sides are multiples of " in said
+    assert generate(tmp_path, "a cat", *flux, "--negative_prompt", "blurry", "--validation_guidance_real", "2", "--output", "real") == 0
+    assert "no effect" not in capfd.readouterr().out
+
+
 def test_an_adapter_for_another_model_is_refused(tmp_path, capfd):
     finished_run(tmp_path / "run", lora_type="standard")
     (tmp_path / "run" / "simpletuner_config.json").unlink()

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from simpletuner.training.gradients import clip, is_beyond_repair
+from simpletuner.training.gradients import clip, is_beyond_repair, pieces
 
 
 def with_gradient(*values: float) -> nn.Parameter:
@@ -20,6 +23,67 @@ def test_clipping_by_norm_scales_all_gradients_together():
 
     assert norm.item() == pytest.approx(5.0)
     assert [parameter.grad.item() for parameter in parameters] == pytest.approx([0.6, 0.8], rel=1e-5)
+
+
+def test_clipping_by_tensor_scales_each_by_itself():
+    parameters = [with_gradient(3.0, 4.0), with_gradient(0.5)]
+
+    norm = clip(parameters, limit=1.0, method="tensor")
+
+    assert norm.item() == pytest.approx(25.25**0.5)
+    assert torch.cat([parameter.grad for parameter in parameters]).tolist() == pytest.approx([0.6, 0.8, 0.5], rel=1e-5)
+
+
+class Counted(TorchDispatchMode):
+    """Notes the operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hundreds_of_tensors_are_clipped_in_a_few_operations_as_pytorch_clips_each(dtype):
+    generator = torch.Generator().manual_seed(0)
+    parameters, alone = ([nn.Parameter(torch.zeros(1 + number % 7, 3, dtype=dtype)) for number in range(200)] for _ in range(2))
+    for number, (one, other) in enumerate(zip(parameters, alone)):
+        one.grad = (torch.randn(one.shape, generator=generator) * (number / 50)).to(dtype)
+        other.grad = one.grad.clone()
+    expected = torch.nn.utils.get_total_norm([one.grad for one in alone])
+
+    with Counted() as counted:
+        norm = clip(parameters, limit=1.0, method="tensor")
+
+    for other in alone:
+        torch.nn.utils.clip_grad_norm_([other], 1.0)
+    assert torch.equal(norm, expected)
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(parameters, alone))
+    assert len(counted.names) < 20
+    assert not any("_local_scalar_dense" in name or "item" in name for name in counted.names)  # they wait for the device
+
+
+def test_tensors_of_two_formats_or_none_are_clipped_too():
+    halves = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    halves.grad = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
+    whole = with_gradient(0.0, 12.0)
+
+    assert clip([halves, whole], limit=1.0, method="tensor").item() == pytest.approx(13)
+    assert halves.grad.dtype == torch.bfloat16 and halves.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-2)
+    assert whole.grad.tolist() == pytest.approx([0, 1])
+    assert clip([nn.Parameter(torch.zeros(2))], limit=1.0, method="tensor").item() == 0
+
+
+def test_pieces_hold_every_tensor_once_and_no_more_numbers_than_asked():
+    tensors = [torch.zeros(size) for size in (3, 3, 9, 1, 2, 3, 4)]
+
+    found = list(pieces(tensors, 6))
+
+    assert [[one.numel() for one in piece] for piece in found] == [[3, 3], [9], [1, 2, 3], [4]]
+    assert list(pieces([], 6)) == []
 
 
 def test_clipping_by_value_clamps_each_element():

@@ -27,7 +27,20 @@ VARIANTS = {
     "datasets that come and go": {"datasets": [PICTURES, {**PICTURES, "id": "late", "start_step": 2, "end_step": 5}], "pictures": 5},
     "crops in turn": {"datasets": [{**PICTURES, "crop_style": "random", "crops_per_image": 3, **WINDOW}]},
     "fresh crops": {"datasets": [{**PICTURES, "crop_style": "random", **WINDOW}], "vae_cache_disable": True},
+    "a base multiplied in 8 bits": {"base_model_precision": "int8-rotated", "mixed_precision": "bf16", "gradient_checkpointing": True},
     "all weights": {"model_type": "full", "lora_type": None, "lycoris_config": None, "learning_rate": 1e-3, "pictures": 5},
+    "all weights in bf16": {
+        "model_type": "full",
+        "lora_type": None,
+        "lycoris_config": None,
+        "learning_rate": 1e-3,
+        "pictures": 5,
+        "mixed_precision": "bf16",
+        "optimizer": "adamw_bf16",
+        "use_ema": True,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+    },
 }
 
 

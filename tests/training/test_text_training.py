@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from simpletuner.cli.main import main
 from simpletuner.console import Console
+from simpletuner.data.embeds import NoEmbeds
 from simpletuner.diffusion.loss import loss_function
 from simpletuner.errors import ConfigError
+from simpletuner.models import usual
 from simpletuner.options.memory import Memory
 from simpletuner.training.building import build_adapter
 from simpletuner.training.caching import TextEncoders
@@ -61,7 +63,7 @@ def step_of(name: str, config: Any) -> Step:
     """A step with all that is trained moved away from its start."""
     built = family(name)
     adapter, denoiser = build_adapter(config, built), built.load_denoiser(torch.float32, 0)
-    text = live_text(config, built, adapter, TextEncoders(built, config.memory, CPU, Path("unused")))
+    text = live_text(config, built, adapter, TextEncoders(built, config.memory, CPU, Path("unused")), NoEmbeds().read)
     adapter.attach(denoiser)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -137,14 +139,17 @@ def test_before_the_first_step_captions_become_what_the_cache_would_hold_bit_for
     built = family(name)
     cached = TextEncoders(built, config.memory, CPU, Path("unused"))
 
-    text = live_text(config, built, build_adapter(config, built), TextEncoders(built, config.memory, CPU, Path("unused")))
+    frozen = TextEncoders(built, config.memory, CPU, Path("unused"), built.frozen_text)
+    trained = TextEncoders(built, config.memory, CPU, Path("unused"), [name.split(".")[0] for name in built.adaptable_text])
+    alone = {caption: {key: value[0] for key, value in frozen.encode([caption]).items()} if built.frozen_text else {} for caption in CAPTIONS}
+    text = live_text(config, built, build_adapter(config, built), trained, alone.__getitem__)
 
-    live = text.encode(CAPTIONS)
+    live = text.encode(CAPTIONS, {key: torch.stack([alone[caption][key] for caption in CAPTIONS]) for key in alone[""]})
     together = cached.encode(CAPTIONS)  # a projection of one pooled row alone is another sum than that of several
     assert live.keys() == together.keys() and all(torch.equal(live[key], value) for key, value in together.items())
     for caption in CAPTIONS:
-        alone = cached.encode([caption])
-        assert all(torch.equal(value, alone[key][0]) for key, value in text.read(caption).items())
+        whole = cached.encode([caption])
+        assert all(torch.equal(value, whole[key][0]) for key, value in text.read(caption).items())
     assert any(tensor.requires_grad for tensor in live.values())
 
 
@@ -184,6 +189,40 @@ def test_a_run_resumes_exactly_and_lets_the_text_encoders_be_after_their_share(t
         folder: (tmp_path / folder / "output" / "validation_images" / "step_00006_validation_11_32x32.png") for folder in ("whole", "resumed")
     }
     assert pictures["whole"].read_bytes() == pictures["resumed"].read_bytes()
+
+
+@pytest.mark.parametrize("name", [pytest.param("flux", marks=pytest.mark.slow), "sd3"])
+def test_a_t5_beside_trained_encoders_reads_each_caption_once_and_is_gone_while_they_train(tmp_path, monkeypatch, capfd, name):
+    options = {**options_of(name), **OWN, **PICTURE, "max_train_steps": 2, "validation_step_interval": 2, "caption_dropout_probability": 0.3}
+    kind = type(family(name))
+    loads, load = [], usual.load_text_encoder
+    monkeypatch.setattr(
+        usual,
+        "load_text_encoder",
+        lambda source, device, dtype, folder, *others: loads.append(folder) or load(source, device, dtype, folder, *others),
+    )
+    t5, clips = kind.text_parts[-1][0], [folder for folder, _ in kind.text_parts[:-1]]
+    with monkeypatch.context() as patch:  # all of them at every step
+        patch.setattr(kind, "frozen_text", ())
+        trained = kind.encode_trained
+        patch.setattr(
+            kind, "encode_trained", lambda self, some, prompts, frozen: trained(self, some, prompts, kind.encode_frozen(self, some, prompts))
+        )
+        write_run(tmp_path / "live", **options)
+        assert train_in_process(tmp_path / "live") == 0
+    assert loads == [*clips, t5] and not (tmp_path / "live" / "cache" / "text").exists()
+
+    write_run(tmp_path / "kept", **options)
+    assert train_in_process(tmp_path / "kept") == 0
+
+    assert loads[len(clips) + 1 :] == [t5, *clips]
+    assert adapter_bytes(tmp_path / "kept") == adapter_bytes(tmp_path / "live")
+    shown = [tmp_path / run / "output/validation_images/step_00002_validation_11_32x32.png" for run in ("live", "kept")]
+    assert shown[0].read_bytes() == shown[1].read_bytes()
+    assert f"what {t5} makes of them is cached" in capfd.readouterr().out
+    loads.clear()
+    assert train_in_process(tmp_path / "kept", "--max_train_steps", "3") == 0
+    assert loads == clips  # the T5 is not even read again
 
 
 def test_validation_generate_and_the_plain_pipeline_make_the_same_picture(tmp_path, monkeypatch, capfd):
@@ -324,7 +363,8 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path, capfd, op
 def test_a_dry_run_says_that_captions_are_not_cached(tmp_path, capfd):
     write_run(tmp_path, **options_of("sdxl"), **OWN)
 
-    assert train_in_process(tmp_path, "--dry-run") == 0
+    assert train_in_process(tmp_path, "--dry-run", "--text_encoder_batch_size", "8") == 0
 
     told = capfd.readouterr().out
+    assert "text_encoder_batch_size has no effect" in " ".join(told.split())
     assert "no text cache is made" in told and "text embeddings in" not in told and "on text encoders too" in told

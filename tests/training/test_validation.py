@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from simpletuner.models.families.auraflow import AuraFlow
 from simpletuner.training.prompts import file_name_of
 from simpletuner.training.validation import Renderer
 from tests.builders.run import adapter_bytes, train_in_process, write_run
@@ -74,29 +75,56 @@ def test_pictures_that_are_there_are_not_rendered_again(tmp_path, capsys):
     assert "pictures step" not in capsys.readouterr().out
 
 
-def test_pictures_for_which_memory_is_short_are_named_and_the_training_goes_on(tmp_path, monkeypatch, capsys):
-    write_run(tmp_path / "whole", **LOOKING)
+def test_a_picture_for_which_memory_is_short_is_tried_again_or_named_and_the_training_goes_on(tmp_path, monkeypatch, capsys):
+    two = {**LOOKING, "num_validation_images": 2, "report_to": "jsonl"}
+    write_run(tmp_path / "whole", **two)
     assert train_in_process(tmp_path / "whole") == 0
-    write_run(tmp_path / "short", **LOOKING)
+    write_run(tmp_path / "short", **two)
+    calls: list[int] = []
+    render = Renderer._render_one
 
-    def fail():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    def short(self, pipeline, shown):
+        calls.append(shown.seed)
+        if len(calls) in (1, 4, 5):  # once with the first picture of step 3, twice with the first of step 6
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return render(self, pipeline, shown)
 
-    at_call(monkeypatch, 1, fail)
+    monkeypatch.setattr(Renderer, "_render_one", short)
     assert train_in_process(tmp_path / "short") == 0
 
-    assert "no pictures of step 3: CUDA out of memory. Tried to allocate 20.00 GiB. The training goes on" in capsys.readouterr().out
-    assert not picture(tmp_path / "short", 3).exists() and picture(tmp_path / "short", 6).exists()
+    first, second = calls[0], calls[2]
+    assert calls == [first, first, second, first, first, second]
+    folders = {name: tmp_path / name / "output" / "validation_images" for name in ("whole", "short")}
+    names = {name: {path.name for path in folder.glob("step_*.png")} for name, folder in folders.items()}
+    lost = next(name for name in names["whole"] if name.startswith("step_00006") and f"_{first}_" in name)
+    assert names["short"] == names["whole"] - {lost, "step_00006_grid.png"}
+    assert all((folders["short"] / name).read_bytes() == (folders["whole"] / name).read_bytes() for name in names["short"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"step 6 lacks picture {lost.removesuffix('.png')}: memory ran out. Set vae_enable_tiling or lower validation_resolution." in said
     assert adapter_bytes(tmp_path / "short") == adapter_bytes(tmp_path / "whole")
+
+
+def test_a_vae_for_which_there_is_no_room_costs_the_pictures_and_not_the_run(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, **LOOKING)
+    assert train_in_process(tmp_path, "--max_train_steps", "2", "--validation_step_interval", "0") == 0
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(AuraFlow, "load_vae", fail)
+    assert train_in_process(tmp_path, "--max_train_steps", "4") == 0
+
+    assert "no pictures of step 3: memory ran out while the VAE was loaded. The training goes on" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "output" / "checkpoint-4").is_dir()
 
 
 def test_pictures_that_fail_before_the_first_step_end_the_run_while_nothing_is_lost(tmp_path, monkeypatch):
     write_run(tmp_path, **{**LOOKING, "disable_benchmark": False})
 
-    def fail():
+    def fail(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    at_call(monkeypatch, 1, fail)
+    monkeypatch.setattr(Renderer, "_render_one", fail)
 
     assert train_in_process(tmp_path) == 4
 

@@ -22,7 +22,7 @@ METADATA_FILE = "simpletuner_metadata.json"
 
 
 class Full(Adapter):
-    """All weights of the denoiser, in float32."""
+    """All weights of the denoiser, in the precision in which it was loaded."""
 
     trains_base: ClassVar[bool] = True
 
@@ -34,7 +34,7 @@ class Full(Adapter):
         modules = adaptable(denoiser)
         if any(is_quantised(module) for module in modules.values()):
             raise ConfigError("model_type full trains the base's weights, which are quantised", hint="Set base_model_precision to no_change.")
-        denoiser.float().requires_grad_(True)
+        denoiser.requires_grad_(True)
         self._denoiser = denoiser
         return Attached(
             modules=len(modules), modules_total=len(modules), parameters=sum(parameter.numel() for parameter in self.parameters().values())

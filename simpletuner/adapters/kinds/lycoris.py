@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from simpletuner.adapters import snippet, weights
 from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Targets
 from simpletuner.adapters.applying import Applied
+from simpletuner.adapters.factored import quicken
 from simpletuner.adapters.formats import lycoris as lycoris_format
 from simpletuner.adapters.key_maps import Layout, underscored
 from simpletuner.adapters.lycoris_file import DEFAULT_TARGETS, FULL_DIMENSION, ONE_FOR_ALL, LycorisFile, Recipe, read_lycoris, saved_config
@@ -91,6 +92,7 @@ class Lycoris(Adapter):
         _check_rank_masks(self._network, self._file)
         for lora in self._network.loras:
             lora.to(device=lora.org_module[0].weight.device)
+        quicken(self._network.loras)
         self._masks = RankMasks(self._network.loras, self._file.ranks_in_noise, self._file.rank_power)
         self._network.apply_to()
         self._is_on = True

@@ -16,11 +16,12 @@ from simpletuner.cli.locate import Place, find_config
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from simpletuner.console import Console
     from simpletuner.data.cache_place import CachePlace
     from simpletuner.data.plan import DataPlan
+    from simpletuner.memory.weight_shelf import Shelf
     from simpletuner.options.train_config import TrainConfig
 
     Config = tuple[TrainConfig, dict[str, str]]
@@ -33,8 +34,6 @@ SWITCHES = ("json", "delete", "dry-run", "older-than", "also", "each", "debug")
 SERVERS = ("https://", "http://")
 DAMAGED = 3
 DAY_SECONDS = 86400.0
-KINDS = {"mask": "masks"}
-"""Kinds of entries to what many of them are called, where that differs."""
 FOREIGN = (
     "none of its {count:,} entries is one that this config uses on this machine, so none is dropped. Another resolution, device or precision"
     " has entries of its own: train first, or delete the folder to be rid of them all."
@@ -43,7 +42,7 @@ EPILOG = """\
 actions:
   ls [FOLDER ...]       each cache at or below these folders, or of a config: what it holds, made by what, last used when
   verify [FOLDER ...]   read every entry, list the damaged ones and count the lost ones; exit code 3 if there are any
-  gc                    drop what no dataset of the config uses, and rewrite files of which little is left
+  gc                    drop what no dataset or base of the config uses, and rewrite files of which little is left
   gc FOLDER ...         the same in these folders of the config alone; without a config, by --older-than alone
   export FOLDER TO      copy a cache to plain safetensors files and an index.json
 
@@ -83,12 +82,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "gc":
         has_config = any(asked.values()) or not args.folders or any(map(is_bucket, args.folders))  # only a config knows how to get into a bucket
         return collect(args, config() if has_config else None, [read(find_config(path, None, None, {}), flags) for path in args.also], console)
-    folders = find_caches(args.folders, config)
+    folders, shelves = find_caches(args.folders, config)
     if args.action == "ls":
-        return show(folders, args, console)
-    return verify(
-        folders, args, console, [f"--{name}={value}" for name, value in [*asked.items(), *((one.key, one.value) for one in flags)] if value]
-    )
+        return show(folders, shelves, args, console)
+    words = [f"--{name}={value}" for name, value in [*asked.items(), *((one.key, one.value) for one in flags)] if value]
+    return verify(folders, shelves, args, console, words)
 
 
 def take_folders(folders: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -130,14 +128,15 @@ def plan_of(config: TrainConfig, variables: dict[str, str]) -> DataPlan:
     return load_plan(config.data.data_backend_config, config.data, variables, alignment_px=1, checks_places=False)
 
 
-def find_caches(named: Sequence[str], config: Callable[[], Config]) -> list[CachePlace]:
-    """Every cache at or below the folders named, or of the config.
+def find_caches(named: Sequence[str], config: Callable[[], Config]) -> tuple[list[CachePlace], list[Shelf]]:
+    """Every cache at or below the folders named, or of the config, and every quantised base.
 
     Raises:
         ConfigError: a folder is not there, or there are no caches.
     """
     from simpletuner.data.cache_place import BucketPlace, LocalPlace
     from simpletuner.data.cache_tools import cache_folders
+    from simpletuner.memory.weight_shelf import find_shelves
 
     buckets = named_buckets(named, config)
     roots = [Path(name) for name in named if not is_bucket(name)]
@@ -151,12 +150,13 @@ def find_caches(named: Sequence[str], config: Callable[[], Config]) -> list[Cach
         roots = [Path(options.data.cache_dir), *(place.folder for place in places if isinstance(place, LocalPlace))]
         buckets = [place for place in places if isinstance(place, BucketPlace)]
     found: list[CachePlace] = [*map(LocalPlace, cache_folders(roots)), *(place for place in buckets if has_shards(place))]
-    if not found:
+    shelves = find_shelves(roots)
+    if not found and not shelves:
         raise ConfigError(
             f"there are no caches in {', '.join(dict.fromkeys([*map(str, roots), *map(name_of, buckets)]))}",
             hint="A run makes them; --config or a FOLDER says where to look.",
         )
-    return found
+    return found, shelves
 
 
 def is_bucket(name: str) -> bool:
@@ -194,7 +194,9 @@ def has_shards(place: CachePlace) -> bool:
     return any(map(is_shard, place.shelf().list()))
 
 
-def show(folders: Sequence[CachePlace], args: argparse.Namespace, console: Console) -> int:
+def show(folders: Sequence[CachePlace], shelves: Sequence[Shelf], args: argparse.Namespace, console: Console) -> int:
+    from simpletuner.cli import cached_weights
+    from simpletuner.cli.cache_words import day, kind_of, made_by
     from simpletuner.data.cache_tools import survey
     from simpletuner.data.doctor.table import size_of
 
@@ -204,35 +206,23 @@ def show(folders: Sequence[CachePlace], args: argparse.Namespace, console: Conso
             {"folder": name_of(row.place), "about": dict(row.about), "entries": row.entries, "bytes": row.bytes, "last_used": row.used}
             for row in held
         ]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(rows + cached_weights.rows(shelves), indent=1))
         return 0
-    console.table(
-        ["folder", "kind", "made by", "entries", "size", "last used"],
-        [[name_of(row.place), kind_of(row.about), made_by(row.about), f"{row.entries:,}", size_of(row.bytes), day(row.used)] for row in held],
-    )
+    table = [[name_of(row.place), kind_of(row.about), made_by(row.about), f"{row.entries:,}", size_of(row.bytes), day(row.used)] for row in held]
+    for one in shelves:
+        made_of = cached_weights.made_of(one.about)
+        table.append([str(one.folder), cached_weights.KIND, made_of, f"{one.layers:,}", size_of(one.bytes), day(one.used)])
+    console.table(["folder", "kind", "made by", "entries", "size", "last used"], table)
     return 0
 
 
-def kind_of(about: Mapping[str, str]) -> str:
-    """What entries are, as a word for many."""
-    kind = about.get("kind", "-")
-    return KINDS.get(kind, kind)
-
-
-def made_by(about: Mapping[str, str]) -> str:
-    """The VAE or encoders that made an entry, by the first letters of their digest."""
-    return " ".join(f"{name} {value[:8]}" for name, value in sorted(about.items()) if name != "kind") or "-"
-
-
-def day(seconds: float | None) -> str:
-    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def verify(folders: Sequence[CachePlace], args: argparse.Namespace, console: Console, words: Sequence[str] = ()) -> int:
+def verify(folders: Sequence[CachePlace], shelves: Sequence[Shelf], args: argparse.Namespace, console: Console, words: Sequence[str] = ()) -> int:
     """
     Args:
         words: flags that name the config, for the command that is suggested.
     """
+    from simpletuner.cli.cache_words import tell
+    from simpletuner.cli.cached_weights import verified
     from simpletuner.data.cache_loss import lost_entries
     from simpletuner.data.cache_tools import check, rewrite, take_stock
     from simpletuner.data.store import Store
@@ -251,6 +241,7 @@ def verify(folders: Sequence[CachePlace], args: argparse.Namespace, console: Con
         report.append(
             {"folder": name, "entries": int(stock.is_current.sum()), "damaged": entries, "lost": lost, "files": faults, "deleted": args.delete}
         )
+    report += verified(shelves, console, args.delete)
     if args.json:
         print(json.dumps(report, indent=1))
     else:
@@ -259,35 +250,8 @@ def verify(folders: Sequence[CachePlace], args: argparse.Namespace, console: Con
     return DAMAGED if any(found["damaged"] or found["lost"] for found in report) else 0
 
 
-def tell(found: Mapping[str, Any], console: Console, words: Sequence[str]) -> None:
-    """Print what `verify` found in one folder."""
-    damaged, lost, is_deleted = found["damaged"], found["lost"], found["deleted"]
-    name = found["folder"]
-    collect_it = f"`{shlex.join(['simpletuner', 'cache', 'gc', name, *(words if is_bucket(name) else ())])}`"
-    counts = [f"{len(damaged):,} damaged"] if damaged else []
-    counts += [f"{total_lost(lost)} lost"] if lost else []
-    console.say(f"{name}: {found['entries']:,} entries, {', '.join(counts) or 'all whole'}")
-    for one in damaged:
-        what = one["about"].get("sample") or one["about"].get("prompt") or one["key"]
-        console.say(f"  {what[:100]}: {one['problem']} ({one['file']}, {one['key'][:8]})")
-    for file, fault in found["files"].items():
-        loss = f"entries lost: {total_lost({file: lost[file]})}" if file in lost else f"no entry is lost, {collect_it} writes it anew"
-        console.say(f"  {file}: {fault}; {loss}")
-    if damaged:
-        console.say("  dropped; the next run makes them again" if is_deleted else "  --delete drops them; a run makes each again when it needs it")
-    if lost and is_deleted:
-        console.say("  what was whole in files that lost entries is in new files; training makes the lost entries anew")
-    elif lost:
-        console.say(f"  training makes the lost entries anew; --delete, or {collect_it}, keeps what is whole in such a file and deletes the file")
-
-
-def total_lost(lost: Mapping[str, int | None]) -> str:
-    """How many entries some files lost, as far as that is known."""
-    known = sum(count or 0 for count in lost.values())
-    return f"{known:,}" if None not in lost.values() else f"{known:,} and an unknown number more" if known else "an unknown number"
-
-
 def export(args: argparse.Namespace, config: Callable[[], Config], console: Console) -> int:
+    from simpletuner.cli.cache_words import total_lost
     from simpletuner.data.cache_export import export as write
     from simpletuner.data.cache_loss import lost_entries
     from simpletuner.data.cache_place import LocalPlace
@@ -311,15 +275,18 @@ def export(args: argparse.Namespace, config: Callable[[], Config], console: Cons
 
 
 def collect(args: argparse.Namespace, config: Config | None, also: Sequence[Config], console: Console) -> int:
+    from simpletuner.cli.cached_weights import collected, roots_of
     from simpletuner.data.cache_tools import find_unused, take_stock, to_rewrite
     from simpletuner.data.doctor.table import size_of
     from simpletuner.data.store import Store
 
-    folders = asked_of(args.folders, config)
+    roots = roots_of(args.folders, config[0] if config else None)
+    named = [name for name in args.folders if Path(name) not in roots]
+    folders = asked_of(named, config) if named or not args.folders else []
     before = None if args.older_than is None else time.time() - args.older_than * DAY_SECONDS
     if before is not None and (buckets := [name_of(place) for place in folders if not place.shelf().notes_use]):
         raise ConfigError(f"--older-than: nobody notes when {', '.join(buckets)} was last read", hint="Leave it out, or name the folders to clear.")
-    used = used_by([config, *also], console) if config else {}
+    used = used_by([config, *also], console) if config and folders else {}
     report: list[dict[str, Any]] = []
     for folder in folders:
         if not args.dry_run:
@@ -333,6 +300,7 @@ def collect(args: argparse.Namespace, config: Config | None, also: Sequence[Conf
         names = to_rewrite(stock, unused.places)
         freed = unused.bytes if args.dry_run else clear(folder, unused.places, names, console)
         report.append({"folder": name_of(folder), "kept": unused.kept, "dropped": len(unused.places), "files": len(names), "bytes": freed})
+    report += collected(roots, (lambda: weights_used_by([config, *also])) if config else None, before, console, is_dry=args.dry_run)
     if args.json:
         print(json.dumps(report, indent=1))
         return 0
@@ -389,3 +357,13 @@ def used_by(configs: Sequence[Config], console: Console) -> dict[str, set[str]]:
         for identity, keys in used_keys(*config, console).items():
             used.setdefault(identity, set()).update(keys)
     return used
+
+
+def weights_used_by(configs: Sequence[Config]) -> list[Path | None]:
+    """Where runs of these configs keep their quantised bases."""
+    from simpletuner.training.quiet import quiet_libraries
+
+    quiet_libraries()
+    from simpletuner.training.cache_use import used_weights
+
+    return [used_weights(config) for config, _ in configs]

@@ -89,11 +89,12 @@ def facts_of(config: TrainConfig, family: ModelFamily) -> ModelFacts:
         assumed.append("the tokenizer is not on this machine: tokens of captions are estimated from their length")
     if not knows_alignment(family) and not config.data.aspect_bucket_alignment:
         assumed.append("the model is not on this machine: sides of buckets are taken to be multiples of 64 px")
+    is_live = config.adapters.train_text_encoder and not family.frozen_text
     return ModelFacts(
         text_tokens=family.text_tokens,
         latent_channels=known.latents.channels,
         stride_px=known.latents.stride_px,
-        text_bytes=0 if config.adapters.train_text_encoder else text_bytes(known.text, 4 if config.memory.mixed_precision == "no" else 2),
+        text_bytes=0 if is_live else text_bytes(known.text, 4 if config.memory.mixed_precision == "no" else 2),
         count_tokens=count_tokens,
         refuse_size=refuse_size if is_here(family) else lambda size: None,
         assumed=tuple(assumed),

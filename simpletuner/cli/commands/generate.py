@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from simpletuner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from simpletuner.options.sources import Setting
     from simpletuner.options.train_config import TrainConfig
@@ -98,7 +98,19 @@ def generate(args: argparse.Namespace) -> int:
     wish = rendering.Wish(config, trained, named, strengths, args.output, args.overwrite)
     if args.output.exists() and not args.output.is_dir():
         raise ConfigError(f"--output {args.output} is a file", hint="Name a folder.")
-    return rendering.generate(wish, Console())
+    console = Console()
+    for note in idle_notes(config, given):
+        console.say(f"note: {note}")
+    return rendering.generate(wish, console)
+
+
+def idle_notes(config: TrainConfig, given: Collection[str]) -> list[str]:
+    """What of the options of pictures that were given will do nothing, a sentence each."""
+    from simpletuner.cli.choices import idle_of
+    from simpletuner.options.effects import without_effect
+
+    shown = config.validation.model_copy(update={"validation_prompt": "a prompt", "validation_disable": False})  # whatever the run's own settings are
+    return without_effect(config.model_copy(update={"validation": shown}), set(given) & set(MEANS.values()), idle_of(config.models))
 
 
 def settings_of(args: argparse.Namespace, flags: Sequence[Setting]) -> dict[str, str]:

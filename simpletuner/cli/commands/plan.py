@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from simpletuner.cli.commands.train import NAMED, add_place, read_options
 
 if TYPE_CHECKING:
     from simpletuner.console import Console
+    from simpletuner.options.train_config import TrainConfig
     from simpletuner.training.fit import Proposal
     from simpletuner.training.plan import Plan
 
 help = "predict the memory of a run, and find options with which it fits"
 example = "simpletuner plan --config config/config.json --fit 12GB"
 
+UNUSED = ("bitsandbytes", "scipy", "boto3")
+"""Packages that the libraries of models import where they are installed."""
 SWITCHES = ("json", "fit", "device", "debug")
 DOES_NOT_FIT = 4
 
@@ -34,11 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
     from simpletuner.cli.flags import read_flags
     from simpletuner.cli.locate import find_config
-    from simpletuner.console import Console
     from simpletuner.training.quiet import quiet_libraries
 
     flags, own = read_flags(args.flags, NAMED, SWITCHES)
@@ -50,26 +52,54 @@ def run(args: argparse.Namespace) -> int:
         variables["example"] = str(place.example)
     card_bytes = read_size(args.fit, args.device)
     quiet_libraries()
+    is_alone = sys.argv[1:2] == ["plan"]  # not within another program, which may want them later
+    with absent(unused(config)) if is_alone else nullcontext():
+        return plan(args, config, variables, card_bytes)
+
+
+def plan(args: argparse.Namespace, config: TrainConfig, variables: dict[str, str], card_bytes: int | None) -> int:
+    """Plan, and say it."""
+    import json
+
+    from simpletuner.console import Console
     from simpletuner.training.building import build_family
     from simpletuner.training.fit import fit
     from simpletuner.training.plan import plan_run
     from simpletuner.training.plan_pictures import largest_batch
 
     console = Console(stream=sys.stderr if args.json else sys.stdout)
-    console.say("planning on shapes alone; a large model takes a minute" + (", and each proposal another" if args.fit else ""))
+    console.say("planning on shapes alone, which takes some seconds")
     batch = largest_batch(config, build_family(config), variables)
     if card_bytes is None:
-        plan = plan_run(config, batch.size, batch.count, args.device, batch.references)
-        said = {**plan.as_json(), "notes": [*batch.notes, *plan.notes]}
+        found = plan_run(config, batch.size, batch.count, args.device, batch.references)
+        said = {**found.as_json(), "notes": [*batch.notes, *found.notes]}
         fits = True
     else:
         proposal = fit(config, batch, card_bytes)
-        said, fits, plan = {"fit": proposal.as_json(), **proposal.plan.as_json()}, proposal.fits, proposal.plan
+        said, fits, found = {"fit": proposal.as_json(), **proposal.plan.as_json()}, proposal.fits, proposal.plan
         show_proposal(proposal, args.fit, console)
-    show(plan, batch.notes, console)
+    show(found, batch.notes, console)
     if args.json:
         print(json.dumps(said, indent=1))
     return 0 if fits else DOES_NOT_FIT
+
+
+def unused(config: TrainConfig) -> tuple[str, ...]:
+    """Packages that a plan can do without, and whose import takes as long as the plan itself."""
+    asks_for_optimizers = config.adapters.model_type == "full" or config.optim.optimizer.startswith("bnb-")
+    return tuple(name for name in UNUSED if not (asks_for_optimizers and name == "bitsandbytes"))
+
+
+@contextmanager
+def absent(packages: tuple[str, ...]) -> Iterator[None]:
+    """Have packages seem not to be installed, those aside that are imported already."""
+    hidden: dict[str, None] = {name: None for name in packages if name not in sys.modules}
+    sys.modules.update(hidden)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def read_size(text: str | None, device: str) -> int | None:
@@ -95,12 +125,16 @@ def show(plan: Plan, notes: tuple[str, ...], console: Console) -> None:
     """Print a plan as a table, and the parts of its step."""
     console.heading(f"Memory, for {plan.batch_size} x {plan.size}")
     rows = [[phase.name, gigabytes(phase.vram_bytes), gigabytes(phase.ram_bytes)] for phase in plan.phases]
-    console.table(["phase", "VRAM GB", "RAM GB"], [*rows, ["peak", gigabytes(plan.peak_vram_bytes), gigabytes(plan.peak_ram_bytes)]])
+    rows.append(["peak", gigabytes(plan.peak_vram_bytes), gigabytes(plan.peak_ram_bytes)])
+    if plan.peak_vram_bytes:
+        rows.append(["with CUDA", gigabytes(plan.card_bytes), ""])
+    console.table(["phase", "VRAM GB", "RAM GB"], rows)
     parts = plan.phase("step").parts
     console.say()
     console.facts({"step": ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())})
     if plan.peak_vram_bytes:
-        console.say(f"note: CUDA itself takes about {gigabytes(plan.card_bytes - plan.peak_vram_bytes)} GB of the card on top of this")
+        taken = gigabytes(plan.card_bytes - plan.peak_vram_bytes)
+        console.say(f"note: {gigabytes(plan.card_bytes)} GB must be free on the card, of which CUDA itself takes about {taken}; --fit goes by this")
     for note in (*notes, *plan.notes):
         console.say(f"note: {note}")
 
@@ -110,7 +144,8 @@ def show_proposal(proposal: Proposal, asked: str, console: Console) -> None:
     import json
 
     if not proposal.fits:
-        console.heading(f"Nothing that is known here makes this run fit {asked}; this comes nearest")
+        nearest = "this comes nearest" if proposal.changes else "nothing comes nearer than the run as it is"
+        console.heading(f"Nothing that is known here makes this run fit {asked}; {nearest}")
     elif not proposal.changes:
         console.heading(f"The run fits {asked} as it is")
         return
@@ -121,7 +156,8 @@ def show_proposal(proposal: Proposal, asked: str, console: Console) -> None:
         factor = "" if change.time_factor == 1 else f"x {change.time_factor:.2f}: "
         console.say(f"  {written}\n    {factor}{change.rule}")
     settings = {key: value for change in proposal.changes for key, value in change.settings.items()}
-    console.say("\nLines for config.json:\n")
+    if settings:
+        console.say("\nLines for config.json:\n")
     for key, value in settings.items():
         console.say(f"  {json.dumps(key)}: {json.dumps(value)},")
     if not proposal.fits:

@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 class Quanto(Quantiser):
     def __init__(self, weights: str) -> None:
         super().__init__(weights)
+        # quanto imports it with the first weight, where its tensors would be counted as that one's
+        import optimum.quanto.tensor.weights.marlin  # noqa: F401
         from optimum import quanto
 
+        class Linear(quanto.nn.QLinear):
+            """A layer for inputs of any strides: torch's int8 kernel on the CPU (2.13) takes the usual ones alone."""
+
+            def forward(self, input: Tensor) -> Tensor:
+                answer: Tensor = super().forward(input.contiguous())
+                return answer
+
         self._kind = quanto.qtypes[weights]
-        self._layer = quanto.nn.QLinear
+        self._layer = Linear
 
     def quantise(self, layer: nn.Linear) -> nn.Module:
         quantised = self._layer.from_module(layer, weights=self._kind)

@@ -87,6 +87,7 @@ class Chroma(UsualFamily):
 
     def prepare_denoiser(self, denoiser: nn.Module) -> nn.Module:
         _mask_checkpointed_blocks(denoiser)
+        _zeros_on_device(denoiser)
         return denoiser
 
     def process(self, options: Diffusion) -> FlowMatching:
@@ -104,7 +105,7 @@ class Chroma(UsualFamily):
         image = pack(noised.latents.to(dtype))  # (B, N, 4 C)
         prompt = batch.text["prompt"].to(device, dtype)  # (B, T, D)
         # As truth values: numbers would be added to the attention's scores and mask nothing.
-        mask = batch.text["mask"].to(device).bool()  # (B, T)
+        mask = batch.text["mask"].to(device, non_blocking=True).bool()  # (B, T)
         velocity: Tensor = denoiser(
             hidden_states=image,
             encoder_hidden_states=prompt,
@@ -144,3 +145,15 @@ def _mask_checkpointed_blocks(denoiser: nn.Module) -> None:
     blocks: Any = denoiser.single_transformer_blocks
     for block in blocks:
         block.register_forward_pre_hook(add)
+
+
+def _zeros_on_device(denoiser: nn.Module) -> None:
+    """Make the zeros that stand for guidance on the device: diffusers (to 0.42 at least) makes them in main memory, and waits for their copy."""
+    import torch
+
+    embeddings: Any = denoiser.time_text_embed
+
+    def there(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (torch.zeros_like(arguments[0], device=embeddings.mod_proj.device),)
+
+    embeddings.guidance_proj.register_forward_pre_hook(there)

@@ -123,9 +123,14 @@ class Flux(UsualFamily):
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D) of the T5, padding and all, and `pooled` (B, P) of the CLIP; `mask` (B, T), zero at padding, if that is hidden."""
-        clip, t5 = encoders
-        encoded = {"prompt": encode_unmasked(t5, prompts, self.text_tokens), "pooled": encode_pooled(clip, prompts)}
-        return {**encoded, "mask": mask_padding(t5, prompts, self.text_tokens)} if self.hides_padding else encoded
+        return self.encode_trained(encoders, prompts, self.encode_frozen(encoders, prompts))
+
+    def encode_frozen(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
+        encoded = {"prompt": encode_unmasked(encoders[1], prompts, self.text_tokens)}
+        return {**encoded, "mask": mask_padding(encoders[1], prompts, self.text_tokens)} if self.hides_padding else encoded
+
+    def encode_trained(self, encoders: Sequence[TextEncoder], prompts: Sequence[str], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**frozen, "pooled": encode_pooled(encoders[0], prompts)}
 
     def text_shapes(self, encoders: Sequence[Mapping[str, Any] | None]) -> Mapping[str, tuple[int, ...]]:
         clip, t5 = encoders
@@ -209,7 +214,7 @@ def _mask_attention(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, A
     if masks is None:
         return None
     prompt = named["encoder_hidden_states"]
-    mask = next(mask for seen, mask in masks if seen is prompt).to(prompt.device)
+    mask = next(mask for seen, mask in masks if seen is prompt).to(prompt.device, non_blocking=True)
     image = mask.new_ones(named["hidden_states"].shape[:2])  # (B, N)
     told["attention_mask"] = torch.cat([mask.expand(len(image), -1), image], dim=1).bool()[:, None, None, :]
     return arguments, {**named, "joint_attention_kwargs": told}

@@ -196,7 +196,7 @@ class Flux2(UsualFamily):
         device, dtype = noised.latents.device, next(denoiser.parameters()).dtype
         height, width = noised.latents.shape[-2:]
         prompt = batch.text["prompt"].to(device, dtype)  # (B, T, 3 D)
-        references = [self.scale_latents(one["mean"].float()).to(device) for one in batch.references]
+        references = [(one["scaled"] if "scaled" in one else self.scale_latents(one["mean"].float())).to(device) for one in batch.references]
         pictures = [noised.latents, *references]
         tokens = self.tokens(noised.latents)  # N
         velocity: Tensor = denoiser(

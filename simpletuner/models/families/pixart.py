@@ -121,7 +121,7 @@ class PixArt(DenoisingFamily):
         prediction: Tensor = denoiser(
             noised.latents.to(dtype),  # (B, C, h, w)
             encoder_hidden_states=batch.text["prompt"].to(device, dtype),  # (B, T, D)
-            encoder_attention_mask=batch.text["mask"].to(device),  # (B, T)
+            encoder_attention_mask=batch.text["mask"].to(device, non_blocking=True),  # (B, T)
             timestep=self.timesteps(noised.time),  # (B,)
             added_cond_kwargs=self._sizes(denoiser, noised.latents, dtype),
             return_dict=False,
@@ -135,7 +135,7 @@ class PixArt(DenoisingFamily):
         if not denoiser.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         count, (height, width) = len(latents), (side * self.vae_stride for side in latents.shape[-2:])
-        told = torch.tensor([[height, width, height / width]], device=latents.device).to(dtype).expand(count, 3)
+        told = torch.tensor([[height, width, height / width]]).to(latents.device, dtype, non_blocking=True).expand(count, 3)  # (B, 3)
         return {"resolution": told[:, :2], "aspect_ratio": told[:, 2:]}
 
     # Looking.

@@ -127,7 +127,7 @@ class QwenImage(UsualFamily):
             hidden_states=pack(noised.latents.to(dtype)),  # (B, N, 4 C)
             timestep=noised.time.to(dtype),  # (B,), in [0, 1]; rounded to the model's dtype, as the pipeline does
             encoder_hidden_states=prompt.to(device, dtype),  # (B, longest, D)
-            encoder_hidden_states_mask=None if mask is None else mask.to(device),  # (B, longest)
+            encoder_hidden_states_mask=None if mask is None else mask.to(device, non_blocking=True),  # (B, longest)
             img_shapes=[[(1, height // 2, width // 2)]] * len(prompt),
             return_dict=False,
         )[0]

@@ -136,7 +136,7 @@ class Sana(UsualFamily):
         velocity: Tensor = denoiser(
             hidden_states=noised.latents.to(dtype),  # (B, C, h, w)
             encoder_hidden_states=batch.text["prompt"].to(device, dtype),  # (B, T, D)
-            encoder_attention_mask=batch.text["mask"].to(device),  # (B, T)
+            encoder_attention_mask=batch.text["mask"].to(device, non_blocking=True),  # (B, T)
             timestep=noised.time * TIME_SCALE * float(self.denoiser_config.get("timestep_scale", 1.0)),  # (B,)
             return_dict=False,
         )[0]

@@ -85,10 +85,16 @@ class StableDiffusion3(UsualFamily):
 
     def encode_text(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt` (B, T, D): both CLIPs' states side by side and filled up with zeros, then the T5's; `pooled` (B, P) of both CLIPs."""
+        return self.encode_trained(encoders, prompts, self.encode_frozen(encoders, prompts))
+
+    def encode_frozen(self, encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"t5": encode_unmasked(encoders[2], prompts, self.text_tokens)}
+
+    def encode_trained(self, encoders: Sequence[TextEncoder], prompts: Sequence[str], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch
 
         (first, pooled_1), (second, pooled_2) = (encode_penultimate(text, prompts) for text in encoders[:2])
-        t5 = encode_unmasked(encoders[2], prompts, self.text_tokens)
+        t5 = frozen["t5"]
         clips = torch.cat([first, second], dim=-1)
         clips = torch.nn.functional.pad(clips, (0, t5.shape[-1] - clips.shape[-1]))
         return {"prompt": torch.cat([clips, t5], dim=-2), "pooled": torch.cat([pooled_1, pooled_2], dim=-1)}

@@ -10,13 +10,14 @@ import torch
 from simpletuner.errors import ConfigError
 
 
-def test_a_16_bit_base_is_trained_in_float32(make_denoiser, make_adapter):
-    denoiser, adapter = make_denoiser(torch.bfloat16), make_adapter(model_type="full")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+def test_a_base_is_trained_in_the_precision_in_which_it_was_loaded(make_denoiser, make_adapter, dtype):
+    denoiser, adapter = make_denoiser(dtype), make_adapter(model_type="full")
 
     attached = adapter.attach(denoiser)
 
     assert adapter.trains_base
-    assert {parameter.dtype for parameter in adapter.parameters().values()} == {torch.float32}
+    assert {parameter.dtype for parameter in adapter.parameters().values()} == {dtype}
     assert all(parameter.requires_grad for parameter in denoiser.parameters())
     assert attached.parameters == sum(parameter.numel() for parameter in denoiser.parameters())
 

@@ -165,4 +165,5 @@ def test_the_snippet_renders_what_was_trained(make_denoiser, make_adapter, run, 
     begin, end = (next(i for i, line in enumerate(lines) if word in line) for word in ("create_lycoris_from_weights(", "pipeline.to"))
     pipeline = type("Pipeline", (), {"transformer": plain})
     exec("\n".join(lines[begin:end]), {"create_lycoris_from_weights": create_lycoris_from_weights, "pipeline": pipeline, "device": "cpu"})
-    assert run(plain).equal(run(denoiser))
+    assert "bypass_mode = True" in text
+    assert (run(plain) - run(denoiser)).float().norm() < 0.02 * run(denoiser).float().norm()  # the library rounds to bf16 in other places

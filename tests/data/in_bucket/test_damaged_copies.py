@@ -68,7 +68,7 @@ def test_every_entry_is_read_all_the_same_and_the_copy_is_fetched_anew(machine, 
 def test_a_check_finds_the_bucket_whole_deletes_the_copy_and_nothing_else(machine, client, harmed):
     there = client.get_object(Bucket=BUCKET, Key=shards(client)[0])["Body"].read()
 
-    code = verify([machine("one")], argparse.Namespace(delete=True, json=False), Console())
+    code = verify([machine("one")], [], argparse.Namespace(delete=True, json=False), Console())
 
     assert code == 0 and not harmed.exists()
     assert [client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in shards(client)] == [there]
