@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes the environment once, then trains: ./train.sh [options of `simpletuner train`].
-# With no config it trains the embedded example; ENV=name trains config/name/config.json.
+# With no config it trains the embedded example; ENV=name trains config/name/config.json. `./train.sh configure` makes a config.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/scripts/environment.sh"
 make_environment "$here"
 cd "$here"
+[ "${1:-}" = configure ] && exec "$here/.venv/bin/simpletuner" "$@"
 
 has_config() {
     local suffix argument name

@@ -1,0 +1,1 @@
+"""`simpletuner configure`: what is proposed and why, apart from how it is asked."""
