@@ -21,3 +21,7 @@ class Reporting(Section):
 
     logging_dir: Path = option(Path("logs"), advanced=True)
     """Folder for trackers' files, inside `output_dir`."""
+
+    plan_memory: bool = option(True, advanced=True)
+    """Say at the start what memory each phase is planned to take, warn where that is more than there is, and say after two steps how far it was
+    off. It takes a second, or three for the largest models."""

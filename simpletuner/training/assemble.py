@@ -135,7 +135,7 @@ class Prepared:
     """Encodes what is not cached, where text encoders are trained."""
     sampler: Sampler
     plan: Plan | None
-    """Of the memory, on a card."""
+    """Of the memory; none where none was asked for or could be made, and on all processes but the first."""
 
 
 def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str], held: ExitStack) -> Prepared:

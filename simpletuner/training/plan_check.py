@@ -18,16 +18,15 @@ from simpletuner.training.datasets import Datasets
 from simpletuner.training.plan import CUDA_BYTES, Phase, Plan, plan_run
 from simpletuner.training.plan_pictures import largest_found
 
-PLANNED_ON = ("cuda",)
-"""On the CPU memory decides less often, and the seconds that a plan takes count for more."""
+PLANNED_ON = ("cuda", "cpu")
 
 
 def plan_start(config: TrainConfig, datasets: Datasets, device: torch.device, console: Console) -> Plan | None:
-    """Plan a run on a card for the largest batch that its pictures make, and warn where that is more than there is.
+    """Plan a run, if that is asked for, for the largest batch that its pictures make, and warn where that is more than there is.
 
     None on other devices, and where no plan can be made: it informs, and is no reason not to train.
     """
-    if device.type not in PLANNED_ON:
+    if not config.reporting.plan_memory or device.type not in PLANNED_ON:
         return None
     batch = largest_found(datasets, config.training.train_batch_size)
     console.say("planning the memory of this run on shapes alone")

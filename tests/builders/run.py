@@ -69,6 +69,7 @@ def write_run(folder: Path, *, pictures: int = 6, datasets: list[dict[str, Any]]
         "learning_rate": 1e-2,
         "seed": 7,
         "torch_num_threads": 1,
+        "plan_memory": False,
         **options,
     }
     path = folder / "config.json"

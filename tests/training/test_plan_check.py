@@ -17,12 +17,11 @@ GB = 1_000_000_000
 CARD = Plan((Phase("text", 3 * GB, 4 * GB), Phase("step", 9 * GB, 2 * GB)), Size(1024, 1024), 1, "cuda", ())
 
 
-def test_a_run_says_what_is_planned_and_how_far_that_was_off_and_trains_the_same_bytes(tmp_path, capsys, monkeypatch):
+def test_a_run_says_what_is_planned_and_how_far_that_was_off_and_trains_the_same_bytes(tmp_path, capsys):
     write_run(tmp_path / "plain")
     assert train_in_process(tmp_path / "plain") == 0
     assert "memory" not in capsys.readouterr().out
-    monkeypatch.setattr(plan_check, "PLANNED_ON", ("cpu",))
-    write_run(tmp_path / "planned")
+    write_run(tmp_path / "planned", plan_memory=True)
 
     assert train_in_process(tmp_path / "planned") == 0
 
@@ -34,14 +33,13 @@ def test_a_run_says_what_is_planned_and_how_far_that_was_off_and_trains_the_same
 
 def test_the_plan_is_of_the_largest_batch_that_the_pictures_make(tmp_path, monkeypatch):
     planned_with = []
-    monkeypatch.setattr(plan_check, "PLANNED_ON", ("cpu",))
     monkeypatch.setattr(plan_check, "plan_run", lambda config, *batch: planned_with.append(batch) or CARD)
     plain = {"type": "local", "caption_strategy": "filename", "crop": False}
     for name, size in (("wide", (64, 32)), ("square", (48, 48))):
         add_pictures(tmp_path / name, 4, size)
     wide = {**plain, "id": "wide", "instance_data_dir": "wide", "resolution": 32, "train_batch_size": 4}
     square = {**plain, "id": "square", "instance_data_dir": "square", "resolution": 48}
-    write_run(tmp_path, pictures=0, datasets=[wide, square], max_train_steps=1)
+    write_run(tmp_path, pictures=0, datasets=[wide, square], max_train_steps=1, plan_memory=True)
 
     train_in_process(tmp_path)
 
@@ -52,9 +50,8 @@ def test_what_cannot_be_planned_is_trained_all_the_same(tmp_path, capsys, monkey
     def fails(*_):
         raise RuntimeError("an operation without shapes")
 
-    monkeypatch.setattr(plan_check, "PLANNED_ON", ("cpu",))
     monkeypatch.setattr(plan_check, "plan_run", fails)
-    write_run(tmp_path, max_train_steps=1)
+    write_run(tmp_path, max_train_steps=1, plan_memory=True)
 
     assert train_in_process(tmp_path) == 0
     assert "note: the memory of this run cannot be planned: an operation without shapes" in capsys.readouterr().out
