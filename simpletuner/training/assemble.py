@@ -138,7 +138,7 @@ class Prepared:
     """Of the memory; none where none was asked for or could be made, and on all processes but the first."""
 
 
-def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str], held: ExitStack) -> Prepared:
+def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Prepared:
     """Refuse what can be refused, then fill the caches.
 
     Args:
@@ -171,7 +171,7 @@ def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str],
     refuse_regularisation_of_full(adapter, datasets)
 
     sampler = datasets.sampler(config, accelerator, console)
-    plan = plan_start(config, datasets, accelerator.device, console) if accelerator.is_main_process else None
+    plan = plan_start(config, datasets, accelerator.device, console, stop) if accelerator.is_main_process else None
     check_goes_on(config, family, find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None)))
     if config.adapters.init_lora and not config.adapters.init_lora.exists():
         raise ConfigError(f"init_lora {config.adapters.init_lora} does not exist", hint="Give a folder that a run saved, or a .safetensors file.")
@@ -198,7 +198,7 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     Args:
         held: gets what must be let go of when the run is over.
     """
-    ready = prepare(config, console, variables, held)
+    ready = prepare(config, console, variables, stop, held)
     family, adapter, accelerator, caches = ready.family, ready.adapter, ready.accelerator, ready.caches
     output_dir = Path(config.training.output_dir)
     loader = caches.loader(ready.sampler)

@@ -17,11 +17,12 @@ from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.datasets import Datasets
 from simpletuner.training.plan import CUDA_BYTES, Phase, Plan, plan_run
 from simpletuner.training.plan_pictures import largest_found
+from simpletuner.training.signals import StopRequest
 
 PLANNED_ON = ("cuda", "cpu")
 
 
-def plan_start(config: TrainConfig, datasets: Datasets, device: torch.device, console: Console) -> Plan | None:
+def plan_start(config: TrainConfig, datasets: Datasets, device: torch.device, console: Console, stop: StopRequest) -> Plan | None:
     """Plan a run, if that is asked for, for the largest batch that its pictures make, and warn where that is more than there is.
 
     None on other devices, and where no plan can be made: it informs, and is no reason not to train.
@@ -33,6 +34,8 @@ def plan_start(config: TrainConfig, datasets: Datasets, device: torch.device, co
     try:
         plan = plan_run(config, batch.size, batch.count, "cpu" if device.type == "cpu" else "cuda", batch.references)
     except Exception as error:
+        if stop.is_made:  # a signal, or what a library made of it
+            raise
         console.say(f"note: the memory of this run cannot be planned: {error}")
         return None
     for warning in too_much(plan, free_on_card(device), free_in_main()):

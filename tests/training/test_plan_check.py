@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,18 @@ def test_what_cannot_be_planned_is_trained_all_the_same(tmp_path, capsys, monkey
 
     assert train_in_process(tmp_path) == 0
     assert "note: the memory of this run cannot be planned: an operation without shapes" in capsys.readouterr().out
+
+
+def test_a_stop_while_the_memory_is_planned_is_a_stop(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(plan_check, "plan_run", interrupted)
+    write_run(tmp_path, max_train_steps=1, plan_memory=True)
+
+    assert train_in_process(tmp_path) == 143
+    assert "cannot be planned" not in capsys.readouterr().out
+    assert not list((tmp_path / "output").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(
