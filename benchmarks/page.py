@@ -46,13 +46,18 @@ def page(books: Sequence[Mapping[str, Any]]) -> str:
     """The whole page."""
     parts = [HEAD]
     for book in books:
-        speeds, memory = ({name: case for name, case in book["cases"].items() if case.get("kind") == kind} for kind in ("speed", "memory"))
-        described = _machine(book, [*speeds.values(), *memory.values()])
+        kinds = ("speed", "memory", "growth", "caching", "anatomy")
+        found = [{name: case for name, case in book["cases"].items() if case.get("kind") == kind} for kind in kinds]
+        speeds, memory, growth, caching, anatomies = found
+        described = _machine(book, [case for some in found for case in some.values()])
         parts += [
             f"## {book['machine'].get('device', 'Unknown machine')}",
             described,
             *_memory(memory),
             *_speed(speeds),
+            *_anatomy(anatomies),
+            *_growth(growth),
+            *_caching(caching),
             *_tests(book),
             *_left_out(book),
         ]
@@ -141,6 +146,45 @@ def _memory(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ]
         cells = [*(f"{value / GB:.2f}" for value in sizes), f"{case['plan_is_off_by']:+.1%}", *(f"{value / GB:.2f}" for value in others)]
         lines.append(f"| {name.removeprefix('memory of ')} | {' | '.join(cells)} | {case['seconds'] * 1e3:.0f} | {goal} |")
+    return ["\n".join(lines)]
+
+
+def _anatomy(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not cases:
+        return []
+    lines = ["### Where the time of a step goes", "", "Seen by PyTorch's profiler, which takes time itself: shares are to be believed.", ""]
+    heads = [f"{name.removeprefix('anatomy of ')}: ours | floor" for name in cases]
+    lines += [f"| work | {' | '.join(heads)} |", "|---|" + "---|---|" * len(cases)]
+    for kind in dict.fromkeys(kind for case in cases.values() for who in ("ours", "floor") for kind in case[who]):
+        shares = [f"{case[who].get(kind, 0) / sum(case[who].values()):.1%}" for case in cases.values() for who in ("ours", "floor")]
+        lines.append(f"| {kind} | {' | '.join(shares)} |")
+    return ["\n".join(lines)]
+
+
+def _growth(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not cases:
+        return []
+    lines = [
+        "### How a step grows",
+        "",
+        "Times of the first row of each, for a step and for the bf16 products and attention of its layers alone.",
+        "",
+    ]
+    lines += ["| model | batch | picture | step, ms | step | products | off |", "|---|---|---|---|---|---|---|"]
+    for name, case in cases.items():
+        for row in (*case["by_batch"], *case["by_pixels"]):
+            cells = [name.removeprefix("growth of "), str(row["batch"]), row["picture"], f"{row['step'] * 1e3:.1f}"]
+            lines.append(f"| {' | '.join(cells)} | x {row['grown']:.2f} | x {row['curve']:.2f} | {row['off']:+.1%} |")
+    return ["\n".join(lines)]
+
+
+def _caching(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = [row for case in cases.values() for row in case["by_images"]]
+    if not rows:
+        return []
+    lines = ["### How caching grows", "", "Small images and next to no encoder: what is left is finding, reading, decoding and writing.", ""]
+    lines += ["| images | found, a second | cached, a second | looked through again, s |", "|---|---|---|---|"]
+    lines += [f"| {row['images']:,} | {row['index_per_second']:.0f} | {row['fill_per_second']:.0f} | {row['again_seconds']:.2f} |" for row in rows]
     return ["\n".join(lines)]
 
 

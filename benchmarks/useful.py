@@ -38,6 +38,8 @@ class Work:
     """Of both passes."""
     products: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     """Operations of frozen linear layers, by N, I and O, both passes together."""
+    attentions: Counter[tuple[tuple[int, ...], int]] = field(default_factory=Counter)
+    """Calls of attention, by the shape of the queries (B, H, N, D) and the number of keys."""
 
     @property
     def total(self) -> int:
@@ -56,6 +58,7 @@ class _Attention(TorchFunctionMode):
             given = [*arguments, *(value for value in (named or {}).values() if isinstance(value, Tensor))]
             query, key, value = given[:3]
             operations = 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+            self._work.attentions[tuple(query.shape), key.shape[-2]] += 1
             self._work.forward += operations
             self._work.backward += 2 * operations if any(one.requires_grad for one in (query, key, value)) else 0
         return function(*arguments, **(named or {}))
