@@ -2,7 +2,8 @@
 
     python benchmarks/adapters.py [--rounds 7] [--steps 2] [--json FILE]
 
-Layers: forward, and backward to the input and the factors, as shares of lycoris' default, which builds the changed weight. Everything is in bf16
+Layers: forward, and backward to the input and the factors, as shares of lycoris' default, which builds the changed weight, or for plain LoRA of
+PEFT's own way. `none` is the layer without an adapter. Everything is in bf16
 with random weights; on a busy machine look at the spread before you believe a ratio.
 """
 
@@ -27,9 +28,14 @@ LAYERS = [
     ("lokr", 770, 1536, 576, {**WHOLE, "factor": 8}),
     ("lokr", 770, 576, 576, {"lora_dim": 8, "factor": 8}),
     ("lora", 770, 576, 576, {"lora_dim": 16}),
+    ("loha", 770, 576, 576, {"lora_dim": 4}),
+    ("loha", 770, 576, 576, {"lora_dim": 8}),
     ("lokr", 1024, 3072, 3072, {**WHOLE, "factor": 16}),
+    ("loha", 1024, 3072, 3072, {"lora_dim": 8}),
 ]
 """Adapter, tokens, inputs, outputs, settings: those of the 50 M model, and of AuraFlow."""
+LORAS = [(770, 576, 576, 16), (1024, 3072, 3072, 16)]
+"""Tokens, inputs, outputs, rank."""
 PRODUCTS = [(770, 576, 576), (770, 576, 1536), (770, 1536, 576), (1024, 3072, 3072), (512, 3072, 8192)]
 PRECISIONS = ["int8-matmul", "int8-rotated", "int8-torchao", "int8-quanto", "int8dq-torchao"]
 
@@ -37,12 +43,13 @@ PRECISIONS = ["int8-matmul", "int8-rotated", "int8-torchao", "int8-quanto", "int
 def adapted(kind: str, inputs: int, outputs: int, settings: dict[str, Any], way: str) -> nn.Module:
     """A frozen layer with an adapter on it: materialised, bypass (both the library's), or ours."""
     from lycoris.modules.locon import LoConModule
+    from lycoris.modules.loha import LohaModule
     from lycoris.modules.lokr import LokrModule
 
     from simpletuner.adapters.factored import quicken
 
     layer = nn.Linear(inputs, outputs).bfloat16().requires_grad_(False)
-    module = {"lokr": LokrModule, "lora": LoConModule}[kind]("layer", layer, 1.0, bypass_mode=way != "materialised", **settings)
+    module = {"lokr": LokrModule, "lora": LoConModule, "loha": LohaModule}[kind]("layer", layer, 1.0, bypass_mode=way != "materialised", **settings)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.02)
     if way == "ours":
@@ -50,6 +57,19 @@ def adapted(kind: str, inputs: int, outputs: int, settings: dict[str, Any], way:
     if way != "none":
         module.apply_to()
     return layer
+
+
+def lora_of_peft(inputs: int, outputs: int, rank: int, is_quick: bool) -> nn.Module:
+    """A frozen layer with a plain LoRA, computed by us, or as PEFT does it with the casts that we spare it."""
+    from simpletuner.adapters.adapter import Targets
+    from simpletuner.adapters.kinds.standard import Standard
+    from simpletuner.options.adapters import Adapters
+
+    network = nn.ModuleDict({"layer": nn.Linear(inputs, outputs).bfloat16()})
+    Standard(Adapters(lora_rank=rank), Targets(suffixes=("layer",))).attach(network)
+    if not is_quick:
+        del network["layer"].forward
+    return network["layer"]
 
 
 def pass_of(layer: nn.Module, tokens: int, inputs: int) -> Callable[[], None]:
@@ -129,6 +149,10 @@ def main() -> None:
         ways = ("materialised", "bypass", "ours", "none")
         layers = {way: pass_of(adapted(kind, inputs, outputs, settings, way), tokens, inputs) for way in ways}
         tell(f"{kind} {settings}, {tokens} x {inputs} to {outputs}", layers)
+    for tokens, inputs, outputs, rank in LORAS:
+        whose = {"peft": lora_of_peft(inputs, outputs, rank, False), "ours": lora_of_peft(inputs, outputs, rank, True)}
+        whose["none"] = nn.Linear(inputs, outputs).bfloat16().requires_grad_(False)
+        tell(f"plain LoRA of rank {rank}, {tokens} x {inputs} to {outputs}", {way: pass_of(layer, tokens, inputs) for way, layer in whose.items()})
     for tokens, inputs, outputs in PRODUCTS:
         plain = nn.Linear(inputs, outputs).bfloat16().requires_grad_(False)
         layers = {"bf16": pass_of(plain, tokens, inputs)}

@@ -1,9 +1,10 @@
-"""Where the time of a step goes, by kind of work: ours and the floor beside each other.
+"""Where the time of a step of ours goes, by kind of work.
 
     python benchmarks/anatomy.py [--size tiny|medium|real] [--only auraflow] [--adapter lokr|lora] [--steps 3]
 
 Each operation is watched by PyTorch's profiler, and its own time, that of the device where there is one, is given to the first kind that claims it
-or one that it runs within. Watching costs time itself: shares are to be believed, not the sum. Results go to benchmarks/results.
+or one that it runs within. Watching costs time itself: shares are to be believed, not the sum. With a plain LoRA the products of the layers that
+it is on are in `adapters` too, since both are one operation. Results go to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.product import Ours
 from benchmarks.speed import contenders
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "adapters": ("_AddedProduct", "LoKr", "_Added"),
+    "adapters": ("_AddedProduct",),
     "optimizer": ("Optimizer.step", "Optimizer.zero_grad"),
     "norms of gradients": ("aten::_foreach_norm", "aten::linalg_vector_norm"),
     "attention": ("scaled_dot_product", "ScaledDotProduct", "flash_attention", "efficient_attention"),
@@ -76,7 +77,7 @@ def of_model(model: str, arguments: argparse.Namespace, device: torch.device) ->
     with tempfile.TemporaryDirectory() as name:
         try:
             made = contenders(case, Path(name).resolve(), device, held)
-            return {"kind": "anatomy", **{who: anatomy(made[who][0], arguments.steps, device) for who in ("ours", "floor")}}
+            return {"kind": "anatomy", "ours": anatomy(made["ours"][0], arguments.steps, device)}
         finally:
             for ours in held:
                 ours.close()
@@ -84,13 +85,9 @@ def of_model(model: str, arguments: argparse.Namespace, device: torch.device) ->
 
 def table(found: dict[str, Any]) -> str:
     """Milliseconds and shares by kind."""
-    sums = {who: sum(found[who].values()) for who in ("ours", "floor")}
-    lines = [f"{'':28} {'ours, ms':>16} {'floor, ms':>16}"]
-    for kind in found["ours"] | found["floor"]:
-        cells = [f"{found[who].get(kind, 0) * 1e3:9.1f} {found[who].get(kind, 0) / sums[who]:6.1%}" for who in sums]
-        lines.append(f"{kind:28} {cells[0]:>16} {cells[1]:>16}")
-    lines.append(f"{'together':28} {sums['ours'] * 1e3:9.1f} {'':6} {sums['floor'] * 1e3:9.1f}")
-    return "\n".join(lines)
+    whole = sum(found["ours"].values())
+    lines = [f"{kind:28} {seconds * 1e3:9.1f} ms {seconds / whole:6.1%}" for kind, seconds in found["ours"].items()]
+    return "\n".join([*lines, f"{'together':28} {whole * 1e3:9.1f} ms"])
 
 
 def main() -> int:

@@ -164,8 +164,7 @@ def passes(model: str, network: nn.Module, feed: Feed, alpha_bars: Tensor, dtype
 def loop(model: str, network: nn.Module, parameters: Sequence[nn.Parameter], feeds: Sequence[Feed], dtype: torch.dtype) -> Callable[[], None]:
     """The shortest body of a loop that trains parameters; each call is a step."""
     device = feeds[0].latents.device
-    fused = all(parameter.dtype == torch.float32 for parameter in parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {}))
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     coming, alpha_bars = itertools.cycle(feeds), alpha_bars_on(device)
 
     def step() -> None:

@@ -34,17 +34,19 @@ class Case:
     px: int = 1024
     is_mixed: bool = False
     batch: int = 1
+    dynamo_mode: str = ""
+    """How ours compiles its blocks; it is compared with ours that does not."""
 
     @property
     def name(self) -> str:
-        kept = " checkpointing" if self.checkpointing else ""
+        kept = (" checkpointing" if self.checkpointing else "") + (f" compiled ({self.dynamo_mode})" if self.dynamo_mode else "")
         pictures = f"{self.px} px" + (" mixed" if self.is_mixed else "")
         return f"{self.model} {self.size}, {self.adapter}, {WAYS.get(self.precision, self.precision)}{kept}, {pictures}, batch {self.batch}"
 
     @property
     def is_plain(self) -> bool:
         """Whether there is nothing special about it."""
-        return self.precision == "no_change" and not (self.checkpointing or self.is_mixed)
+        return self.precision == "no_change" and not (self.checkpointing or self.is_mixed or self.dynamo_mode)
 
     @property
     def pictures(self) -> tuple[Size, ...]:
@@ -59,7 +61,9 @@ class Case:
     def contenders(self) -> Mapping[str, tuple[str, str, bool]]:
         """Ours, and what it is compared with: by its name the kind, the precision and whether activations are computed again."""
         found = {"ours": ("ours", self.precision, self.checkpointing), "floor": ("floor", self.precision, self.checkpointing)}
-        if self.precision == "no_change":
+        if self.dynamo_mode:
+            found["ours, not compiled"] = ("ours", self.precision, self.checkpointing)
+        elif self.precision == "no_change":
             if self.adapter == "lokr":
                 found["library"] = ("library", self.precision, self.checkpointing)
             found["peer"] = ("peer", self.precision, self.checkpointing)
@@ -68,6 +72,10 @@ class Case:
         if self.checkpointing:
             found["ours, kept"] = ("ours", self.precision, False)
         return found
+
+    def compiling(self, contender: str) -> Mapping[str, str]:
+        """Options of one of our runs by which it compiles."""
+        return {"dynamo_backend": "inductor", "dynamo_mode": self.dynamo_mode} if self.dynamo_mode and contender == "ours" else {}
 
 
 def fast_precisions() -> list[str]:
@@ -85,6 +93,7 @@ def wanted(size: str) -> list[Case]:
     found += [*lora, *(replace(case, px=small) for case in lora), *(replace(case, px=small, checkpointing=True) for case in lora)]
     found += [replace(case, is_mixed=True) for case in plain]
     found += [replace(case, batch=4 * case.batch, checkpointing=True) for case in plain]
+    found += [replace(case, dynamo_mode=mode) for mode in ("default", "reduce-overhead") for case in plain]
     return list(dict.fromkeys(found))
 
 

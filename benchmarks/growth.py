@@ -102,12 +102,16 @@ def _rows(medians: dict[str, float], sizes: Sequence[tuple[int, Size]]) -> list[
 
 
 def products_of(work: Work, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
-    """The products of a step's frozen layers and its attention, both passes, on random numbers."""
+    """The products and convolutions of a step's frozen layers and its attention, both passes, on random numbers."""
     layers = []
     for (rows, inputs, outputs), operations in work.products.items():
         times = operations / (2 * rows * inputs * outputs)  # 2 for each layer that also gives its inputs a gradient
         x, weight, grad = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
         layers.append((x, weight, grad, round(times - times // 2), round(times // 2)))
+    convolved = []
+    for (shape, kernel, stride, padding, goes_back), count in work.convolutions.items():
+        x, weight = torch.randn(shape, device=device, dtype=dtype), torch.randn(kernel, device=device, dtype=dtype)
+        convolved.append((x.requires_grad_(goes_back), weight, stride, padding, count))
     heads = []
     for (query, keys), count in work.attentions.items():
         shapes = (query, (*query[:2], keys, query[3]), (*query[:2], keys, query[3]))
@@ -119,6 +123,11 @@ def products_of(work: Work, device: torch.device, dtype: torch.dtype = torch.bfl
                 torch.mm(x, weight.t())
             for _ in range(back):
                 torch.mm(grad, weight)
+        for x, weight, stride, padding, count in convolved:
+            for _ in range(count):
+                answer = torch.nn.functional.conv2d(x, weight, stride=stride, padding=padding)
+                if x.requires_grad:
+                    torch.autograd.grad(answer, x, answer.detach())
         for tensors, count in heads:
             for _ in range(count):
                 answer = torch.nn.functional.scaled_dot_product_attention(*tensors)

@@ -2,7 +2,7 @@
 
     python benchmarks/page.py [FILE ...] > docs/benchmarks.md
 
-Takes all files of benchmarks/results that speed.py and vram.py wrote, if none is given.
+Takes all files of benchmarks/results that speed.py, growth.py, anatomy.py and vram.py wrote, if none is given.
 """
 
 from __future__ import annotations
@@ -153,10 +153,9 @@ def _anatomy(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not cases:
         return []
     lines = ["### Where the time of a step goes", "", "Seen by PyTorch's profiler, which takes time itself: shares are to be believed.", ""]
-    heads = [f"{name.removeprefix('anatomy of ')}: ours | floor" for name in cases]
-    lines += [f"| work | {' | '.join(heads)} |", "|---|" + "---|---|" * len(cases)]
-    for kind in dict.fromkeys(kind for case in cases.values() for who in ("ours", "floor") for kind in case[who]):
-        shares = [f"{case[who].get(kind, 0) / sum(case[who].values()):.1%}" for case in cases.values() for who in ("ours", "floor")]
+    lines += [f"| work | {' | '.join(name.removeprefix('anatomy of ') for name in cases)} |", "|---|" + "---|" * len(cases)]
+    for kind in dict.fromkeys(kind for case in cases.values() for kind in case["ours"]):
+        shares = [f"{case['ours'].get(kind, 0) / sum(case['ours'].values()):.1%}" for case in cases.values()]
         lines.append(f"| {kind} | {' | '.join(shares)} |")
     return ["\n".join(lines)]
 

@@ -56,7 +56,8 @@ def contenders(case: Case, folder: Path, device: torch.device, held: list[Ours])
     bases, made, feeds = Bases(job), {}, []
     for name, (kind, precision, checkpointing) in sorted(case.contenders.items(), key=lambda item: item[1][0] != "ours"):
         if kind == "ours":
-            options = {"base_model_precision": precision, "gradient_checkpointing": checkpointing, "output_dir": str(folder / f"output {name}")}
+            options: dict[str, Any] = {"base_model_precision": precision, "gradient_checkpointing": checkpointing, **case.compiling(name)}
+            options["output_dir"] = str(folder / f"output {name}")
             ours = put_together(folder, job, case.adapter, options, bases)
             held.append(ours)
             made[name] = ours.step, ours.trainable

@@ -38,6 +38,8 @@ class Work:
     """Of both passes."""
     products: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     """Operations of frozen linear layers, by N, I and O, both passes together."""
+    convolutions: Counter[tuple[tuple[int, ...], tuple[int, ...], Any, Any, bool]] = field(default_factory=Counter)
+    """Calls of frozen convolutions, by the shapes of input and weight, stride, padding, and whether the input gets a gradient."""
     attentions: Counter[tuple[tuple[int, ...], int]] = field(default_factory=Counter)
     """Calls of attention, by the shape of the queries (B, H, N, D) and the number of keys."""
 
@@ -103,7 +105,9 @@ def _count(work: Work) -> Callable[[nn.Module, Any, Any], None]:
         back = operations if given[0].requires_grad else 0
         work.forward += operations
         work.backward += back
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Conv2d):
+            work.convolutions[tuple(given[0].shape), tuple(layer.weight.shape), layer.stride, layer.padding, given[0].requires_grad] += 1
+        else:
             work.products[given[0].shape[:-1].numel(), given[0].shape[-1], answer.shape[-1]] += operations + back
 
     return hook

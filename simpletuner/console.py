@@ -80,6 +80,8 @@ class Console:
             file=stream, quiet=not is_main, width=width or (None if is_terminal else 120), highlight=False, emoji=False, soft_wrap=not is_terminal
         )
         self._warned: set[str] = set()
+        self.on_warning: Callable[[str], None] | None = None
+        """Is given each warning that is printed."""
 
     @property
     def is_live(self) -> bool:
@@ -98,6 +100,8 @@ class Console:
         if text not in self._warned:
             self._warned.add(text)
             self.rich.print(f"[yellow]warning:[/yellow] {escape(text)}")
+            if self.on_warning is not None:
+                self.on_warning(text)
 
     def error(self, message: str, hint: str | None = None) -> None:
         self.rich.print(f"[bold red]error:[/bold red] {escape(message)}")

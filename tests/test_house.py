@@ -28,14 +28,19 @@ LIBRARY_ROOMS = {
     "pydantic": ("options/", "data/backend.py", "data/checks.py"),
     "diffusers": ("models/",),
     "transformers": ("models/",),
-    "lycoris": ("adapters/kinds/lycoris.py", "adapters/factored.py", "adapters/rank_masks.py", "adapters/steady_modules.py"),
+    "lycoris": (
+        *("adapters/kinds/lycoris.py", "adapters/factored.py"),
+        *("adapters/folded_scales.py", "adapters/rank_masks.py", "adapters/steady_modules.py"),
+    ),
     "peft": ("adapters/kinds/standard.py",),
     "optimum": ("memory/quantisers/",),
     "torchao": ("memory/quantisers/", "optim/"),
     "bitsandbytes": ("memory/quantisers/", "optim/"),
     "accelerate": ("training/", "cli/launch.py", "models/streaming.py"),
     "cv2": ("data/faces.py",),
+    "yaml": ("importers/settings.py",),
     "wandb": ("reporting/trackers/wandb.py",),
+    "requests": ("reporting/webhooks.py",),
 }
 TORCH_FREE = ("options/", "cli/", "errors.py", "types.py", "console.py", "plugins.py", "models/family.py", "models/families/", "optim/catalogue.py")
 EXAMPLES = "examples/"

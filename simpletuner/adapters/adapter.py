@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """The name under which other tools look for an adapter."""
+Content = TypeVar("Content")
+Write = Callable[[Path], None]
+"""Writes something into a folder."""
+
+
+class Keep(Protocol):
+    """Takes hold of tensors in dictionaries and lists that are to be written later."""
+
+    def __call__(self, content: Content, /) -> Content:
+        """The same content: itself, or copies of its tensors in main memory."""
+
+
+def as_it_is(content: Content) -> Content:
+    """Keep nothing but the tensors themselves: what is written is what they hold by then."""
+    return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +137,19 @@ class Adapter(ABC):
         Most kinds are the same at all times.
         """
 
-    @abstractmethod
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         """Write the weights into `folder` in the layout that other tools read, with `metadata` beside them.
 
         The same weights and metadata give the same bytes. `metadata` holds no absolute paths.
+        """
+        self.saving(metadata)(folder)
+
+    @abstractmethod
+    def saving(self, metadata: Mapping[str, str], keep: Keep = as_it_is) -> Write:
+        """Give what does as `save`, later: with copies that `keep` makes now, from any thread while the weights go on changing.
+
+        Args:
+            keep: is given all tensors that will be written, once.
         """
 
     @abstractmethod

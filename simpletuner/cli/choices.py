@@ -16,6 +16,7 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.optim.catalogue import OPTIMIZERS
 from simpletuner.options.effects import OF_FEW_FAMILIES, OF_OTHERS
 from simpletuner.options.models import Models
+from simpletuner.options.reporting import CUSTOM
 
 FAMILIES = "simpletuner.models.families"
 TRACKERS = "simpletuner.reporting.trackers"
@@ -28,7 +29,7 @@ def known_names() -> dict[str, list[str]]:
         "attention": [row.name for row in ATTENTIONS],
         "optimizer": [row.name for row in OPTIMIZERS],
         "precision": [row.name for row in PRECISIONS],
-        "tracker": ["none", "all", *plugins.names(TRACKERS)],
+        "tracker": ["none", "all", *plugins.names(TRACKERS), CUSTOM],
     }
 
 
@@ -41,8 +42,9 @@ def described() -> dict[str, dict[str, str]]:
         "attention": {row.name: row.summary for row in ATTENTIONS},
         "tracker": {
             "none": "Nothing.",
-            "all": "All of them.",
+            "all": "All that are installed.",
             **{name: _first_line(f"{TRACKERS}.{name}") for name in plugins.names(TRACKERS)},
+            CUSTOM: "Your own, the file that `custom_tracker` names.",
         },
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import simpletuner
+from simpletuner.cli.recipes.table import RECIPES
 from simpletuner.errors import ConfigError, choose
 
 SUFFIXES = ("json", "toml", "env")
@@ -69,6 +70,11 @@ def _example(name: str) -> Place:
         if not (found[name] / f"{other}.json").is_file():
             raise ConfigError(f"example {name} has no {other}.json", hint=f"Leave out /{other}; its README says what there is.")
         return Place(found[name] / f"{other}.json", found[name])
+    if name in RECIPES:
+        raise ConfigError(
+            f"example {name} is written for your pictures, and is not there yet",
+            hint=f"`simpletuner examples run {name}` writes it to config/{name} and trains it; `simpletuner examples copy {name}` only writes it.",
+        )
     if name not in found:
         raise ConfigError(f"{name!r} is not an embedded example", hint=choose(name, found, "examples"))
     return Place(found[name] / "config.json", found[name])

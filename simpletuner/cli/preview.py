@@ -15,7 +15,8 @@ from simpletuner.optim import catalogue, notes, rules, scaling
 from simpletuner.options.load import DEFAULT, Loaded
 from simpletuner.options.memory import TRAINED, WEIGHTS
 from simpletuner.options.option import options_of
-from simpletuner.options.train_config import SECTIONS, TrainConfig
+from simpletuner.options.train_config import SECTIONS, TrainConfig, declared
+from simpletuner.reporting.custom import find_custom
 from simpletuner.training.assistant_rules import assistant_notes
 from simpletuner.training.prompts import named_prompts, parse_size, pictures
 from simpletuner.training.starts import check_starts
@@ -37,6 +38,8 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
     family = family_of(config.models.model_family)(config.models)
     family.check_source()
     catalogue.find(config.optim.optimizer)
+    if config.reporting.custom_tracker is not None:
+        find_custom(config.reporting.custom_tracker)
     of_release = rules.check_release(config.optim) if config.adapters.model_type == "full" else []
     console.heading("Would load")
     console.facts(parts_of(config, family))
@@ -58,7 +61,7 @@ def preview(loaded: Loaded, name: str, variables: Mapping[str, str], console: Co
 
 def show_options(loaded: Loaded, console: Console, *, lists_all: bool) -> None:
     """List, section by section, what was set and by whom, and on demand the rest."""
-    values = loaded.config.flat()
+    values = {**loaded.config.flat(), **{key: "(not shown)" for key in loaded.origins if declared()[key].is_secret and loaded.config.value(key)}}
     shown = [key for key in values if lists_all or loaded.origins[key] != DEFAULT]
     width = max(len(key) for key in shown)
     value_width = min(40, max(len(written(values[key])) for key in shown))

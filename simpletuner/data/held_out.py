@@ -51,7 +51,9 @@ def held_out_of(options: Validation, plan: DataPlan) -> HeldOut:
 def idle_notes(options: Validation, data: Data, plan: DataPlan) -> list[str]:
     """Name options that were set and have nothing to work on."""
     usual, notes = Validation(), []
-    asked = [key for key in ("num_eval_images", "eval_steps_interval", "eval_timesteps") if getattr(options, key) != getattr(usual, key)]
+    keys = ("num_eval_images", "eval_steps_interval", "eval_epoch_interval", "eval_timesteps")
+    by_loss = (*keys, "early_stop_patience") if options.best_checkpoint == "loss" else keys
+    asked = [key for key in by_loss if getattr(options, key) != getattr(usual, key)]
     if asked and not plan.held_out:
         notes.append(f"{', '.join(asked)} without effect: no dataset has dataset_type eval")
     if data.masked_loss_probability != 1 and not any(one.is_mask for one in plan.conditioning):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -40,6 +41,7 @@ class Compiler:
         *,
         mode: str = "default",
         is_dynamic: bool = True,
+        memory_budget: float = 1.0,
         raise_other_cause: Callable[[Exception], None] = no_other_cause,
     ) -> None:
         """
@@ -47,10 +49,12 @@ class Compiler:
             backend: inductor, or another that torch.compile knows.
             warn: is told why a kind of block is not compiled.
             is_dynamic: whether one graph serves all sizes of pictures and captions.
+            memory_budget: share of the activations that are kept, of those that the compiler would keep; above 0, where it would draw anew
+                what dropouts drew.
             raise_other_cause: raises if an error in the compiler's words has another cause, such as a signal or too little memory.
         """
         self._backend, self._warn, self._mode, self.is_dynamic = backend, warn, mode, is_dynamic
-        self._raise_other_cause = raise_other_cause
+        self._memory_budget, self._raise_other_cause = memory_budget, raise_other_cause
         self.failed: set[type[nn.Module]] = set()
 
     def attach(self, denoiser: nn.Module) -> Sequence[CompiledForward]:
@@ -59,12 +63,14 @@ class Compiler:
         Args:
             denoiser: with its adapter.
         """
-        # A setting of the process: PyTorch reads it when a graph is missing, and newer releases alone take it as an argument.
+        # Settings of the process: PyTorch reads them when a graph is missing, and newer releases alone take some of them as arguments.
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MOST_GRAPHS)
+        torch._functorch.config.activation_memory_budget = self._memory_budget
         again = self._compiled(_compute_again)
         found = []
         for block in repeated_blocks(denoiser).values():
-            forward = CompiledForward(self, block, self._compiled(block.forward), again)
+            inner = _apart(block.forward) if _is_wrapped(block) else block.forward
+            forward = CompiledForward(self, block, inner, self._compiled(inner), again)
             block.forward = forward
             found.append(forward)
         return found
@@ -88,8 +94,14 @@ class Compiler:
 class CompiledForward:
     """Stands in for the `forward` of one block."""
 
-    def __init__(self, compiler: Compiler, block: nn.Module, compiled: Forward, again: Forward) -> None:
-        self._compiler, self._block, self._compiled, self._again = compiler, block, compiled, again
+    def __init__(self, compiler: Compiler, block: nn.Module, inner: Forward, compiled: Forward, again: Forward) -> None:
+        """
+        Args:
+            inner: what is compiled of the block.
+            compiled: what it becomes.
+            again: a compiled checkpoint.
+        """
+        self._compiler, self._block, self._inner, self._compiled, self._again = compiler, block, inner, compiled, again
         self.plain: Forward = block.forward
         """The block's own."""
         self.contexts: Callable[[], Any] | None = None
@@ -112,12 +124,27 @@ class CompiledForward:
         try:
             if self.contexts is None:
                 return self._compiled(*arguments, **named)
-            return self._again(self.plain, self.contexts, arguments, named)
+            return self._again(self._inner, self.contexts, arguments, named)
         except torch._dynamo.exc.TorchDynamoException as error:  # of the compiler, inductor's included; not what a block itself raises
             self._compiler.give_up(self.kind, error)
         if self.contexts is None:
             return self.plain(*arguments, **named)
         return _compute_again(self.plain, self.contexts, arguments, named)
+
+
+def _is_wrapped(block: nn.Module) -> bool:
+    """Whether a block has weights that are tensors made of others, as quanto and torchao hold them."""
+    return any(is_traceable_wrapper_subclass(parameter) for parameter in block.parameters())
+
+
+def _apart(forward: Forward) -> Forward:
+    """Have several answers be tensors of their own. With such weights PyTorch compiles nothing that gives two parts of one, as Flux's blocks do."""
+
+    def answer(*arguments: Any, **named: Any) -> Any:
+        found = forward(*arguments, **named)
+        return tuple(one.clone() if isinstance(one, Tensor) else one for one in found) if isinstance(found, tuple) else found
+
+    return answer
 
 
 def _compute_again(forward: Forward, contexts: Callable[[], Any], arguments: Any, named: Any) -> Any:

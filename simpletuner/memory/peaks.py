@@ -55,12 +55,26 @@ def free_on_card(device: torch.device) -> int | None:
 
 def free_in_main() -> int | None:
     """What this process can have of main memory, what it has included; None where the system does not tell."""
+    left = left_in_main()
+    return None if left is None else left + _status("/proc/self/status", "VmRSS")
+
+
+def held_in_main() -> int | None:
+    """What this process has of main memory; None where the system does not tell."""
+    try:
+        return _status("/proc/self/status", "VmRSS")
+    except OSError:
+        return None
+
+
+def left_in_main() -> int | None:
+    """What nobody has of main memory; None where the system does not tell."""
     try:
         available = _status("/proc/meminfo", "MemAvailable")
     except OSError:
         return None
     left = _left_to_group()
-    return (available if left is None else min(available, left)) + _status("/proc/self/status", "VmRSS")
+    return available if left is None else min(available, left)
 
 
 def _left_to_group(group: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -49,6 +49,8 @@ class ModelFamily(ABC):
     """Flavour to the values that it prefers over those, such as the few steps to which it is distilled."""
     assistants: ClassVar[Mapping[str, str]] = {}
     """Flavour to the adapter on the hub that stands beside it while training: `owner/name`, or `owner/name/file.safetensors`."""
+    tiny_autoencoder: ClassVar[str | None] = None
+    """Hub id of an autoencoder for previews that takes the same latents, as the denoiser sees them."""
     takes_references: ClassVar[bool] = False
     """Whether the denoiser can be shown further pictures (`Batch.references`) besides the one that it learns."""
     class_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -363,11 +365,11 @@ class ModelFamily(ABC):
         """Share of the sampling steps that the pipeline makes of a picture that it improves; None where it makes pictures from noise alone."""
         return None
 
-    def pipeline_callback(self, after_step: Callable[[int], None]) -> dict[str, Any]:
-        """Arguments of the pipeline's call that have it tell which sampling step, from 0, is done."""
+    def pipeline_callback(self, after_step: Callable[[int, Tensor], None]) -> dict[str, Any]:
+        """Arguments of the pipeline's call that have it tell which sampling step, from 0, is done, and the latents after it as it holds them."""
 
         def told(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            after_step(index)
+            after_step(index, tensors["latents"])
             return tensors
 
         return {"callback_on_step_end": told}

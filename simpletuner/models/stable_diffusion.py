@@ -26,6 +26,7 @@ class StableDiffusion(UNetFamily):
     parts = ("text_encoder", "tokenizer", "vae", "unet", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     pipeline_class = "StableDiffusionPipeline"
+    tiny_autoencoder = "madebyollin/taesd"
     original_layout = "sd"
     adaptable_text: Mapping[str, str] = {"text_encoder.text_model": "clip"}
     text_prefixes: ClassVar = {"text_encoder": "cond_stage_model."}

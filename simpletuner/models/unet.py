@@ -17,6 +17,8 @@ from simpletuner.models.usual import RELEASED_ALIGNMENT_PX
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from simpletuner.options.validation import Validation
+
 PIPELINE_STEP_PX = 8
 """The pipelines of diffusers refuse sides that are no multiple of this."""
 
@@ -68,6 +70,11 @@ class UNetFamily(DenoisingFamily):
 
     def pipeline_text_arguments(self) -> dict[str, Any]:
         return {}
+
+    # Looking.
+
+    def guidance_arguments(self, options: Validation) -> dict[str, Any]:
+        return {**self.pipeline_call_arguments(options.validation_guidance), "guidance_rescale": options.validation_guidance_rescale}
 
     # Training.
 

@@ -20,16 +20,27 @@ class Idle:
 
 
 def renders(config: TrainConfig) -> bool:
-    return not config.validation.validation_disable and bool(config.validation.validation_prompt or config.validation.user_prompt_library)
+    options = config.validation
+    asked = (options.validation_prompt, options.user_prompt_library, options.validation_prompt_library, options.validation_unconditional)
+    return not options.validation_disable and any(asked)
+
+
+def named(names: str) -> set[str]:
+    """The names in a list with commas."""
+    return {name.strip() for name in names.split(",")}
 
 
 PLAIN_LORA = "lora_rank lora_alpha lora_dropout peft_lora_target_modules flux_lora_target use_dora lora_init_type"
 LYCORIS = "lycoris_config init_lokr_norm"
 ASSISTANT = "assistant_lora_path assistant_lora_strength assistant_lora_inference_strength"
+SKIPPED = "validation_guidance_skip_layers validation_guidance_skip_layers_start validation_guidance_skip_layers_stop validation_guidance_skip_scale"
 PICTURES = (
     "validation_negative_prompt validation_resolution validation_guidance validation_guidance_real validation_num_inference_steps validation_seed "
-    "num_validation_images validation_step_interval validation_on_startup validation_lycoris_strength ema_validation"
+    "num_validation_images validation_step_interval validation_on_startup validation_lycoris_strength ema_validation validation_guidance_rescale "
+    "validation_noise_scheduler validation_epoch_interval validate_after_step validate_after_epoch validation_multigpu validation_image_format "
+    "validation_preview evaluation_type"
 )
+EIGHT_BIT = ("int8-matmul", "int8-rotated", "fp8-matmul")
 IDLE = [
     Idle(f"lora_type lora_format init_lora {PLAIN_LORA} {LYCORIS}", lambda c: c.adapters.model_type == "full", "model_type is full"),
     Idle(ASSISTANT, lambda c: c.adapters.disable_assistant_lora, "disable_assistant_lora is set"),
@@ -115,8 +126,30 @@ IDLE = [
     Idle("vae_cache_ondemand", lambda c: c.data.vae_cache_disable, "vae_cache_disable keeps nothing"),
     Idle("target_downsample_size", lambda c: not c.data.maximum_image_size, "maximum_image_size is not set"),
     Idle("ema_decay ema_update_interval ema_warmup_steps ema_validation", lambda c: not c.training.use_ema, "use_ema is not set"),
-    Idle("validation_prompt user_prompt_library", lambda c: c.validation.validation_disable, "validation_disable is set"),
-    Idle(PICTURES, lambda c: not renders(c) and not c.validation.validation_disable, "there is neither validation_prompt nor user_prompt_library"),
+    Idle(
+        "best_checkpoint early_stop_patience",
+        lambda c: c.validation.best_checkpoint == "clip" and c.validation.evaluation_type != "clip",
+        "best_checkpoint is clip, and evaluation_type is not",
+    ),
+    Idle(
+        "validation_guidance_skip_layers_start validation_guidance_skip_layers_stop validation_guidance_skip_scale",
+        lambda c: not c.validation.validation_guidance_skip_layers,
+        "validation_guidance_skip_layers is not set",
+    ),
+    Idle("pretrained_evaluation_model_name_or_path", lambda c: c.validation.evaluation_type == "none", "evaluation_type is none"),
+    Idle("validation_preview_steps validation_preview_model", lambda c: not c.validation.validation_preview, "validation_preview is not set"),
+    Idle("eight_bit_products", lambda c: c.memory.base_model_precision not in EIGHT_BIT, "base_model_precision is none that multiplies in 8 bits"),
+    Idle("validation_image_quality", lambda c: c.validation.validation_image_format == "png", "validation_image_format png keeps all"),
+    Idle(
+        "validation_prompt user_prompt_library validation_prompt_library validation_unconditional",
+        lambda c: c.validation.validation_disable,
+        "validation_disable is set",
+    ),
+    Idle(
+        PICTURES,
+        lambda c: not renders(c) and not c.validation.validation_disable,
+        "there is neither validation_prompt nor user_prompt_library",
+    ),
     Idle(PICTURES, lambda c: c.validation.validation_disable, "validation_disable is set"),
     Idle(
         "gradient_checkpointing_backend gradient_checkpointing_interval gradient_checkpointing_segment_stride",
@@ -133,9 +166,18 @@ IDLE = [
         lambda c: not (c.memory.gradient_checkpointing and c.memory.gradient_checkpointing_backend == "offload"),
         "gradient_checkpointing_backend is not offload",
     ),
+    Idle("dynamo_mode dynamo_dynamic activation_memory_budget", lambda c: c.compiling.dynamo_backend == "no", "dynamo_backend is no"),
     Idle("group_offload_blocks_per_group group_offload_to_disk_path", lambda c: not c.memory.enable_group_offload, "enable_group_offload is not set"),
     Idle("sageattention_usage", lambda c: not c.memory.attention_mechanism.startswith("sageattention"), "attention_mechanism is no SageAttention"),
-    Idle("tracker_project_name tracker_run_name logging_dir", lambda c: c.reporting.report_to == "none", "report_to is none"),
+    Idle("tracker_run_name", lambda c: c.reporting.report_to == "none" and c.reporting.webhook_config is None, "report_to is none"),
+    Idle("logging_dir", lambda c: c.reporting.report_to == "none", "report_to is none"),
+    Idle("tracker_project_name", lambda c: c.reporting.report_to == "none" and not c.hub.push_to_hub, "report_to is none"),
+    Idle("tracker_image_layout", lambda c: not {"wandb", "all"} & named(c.reporting.report_to), "wandb alone has tables"),
+    Idle("custom_tracker", lambda c: not {"custom-tracker", "all"} & named(c.reporting.report_to), "report_to does not name custom-tracker"),
+    Idle("webhook_reporting_interval", lambda c: c.reporting.webhook_config is None, "webhook_config is not set"),
+    Idle("push_checkpoints_to_hub model_card_private", lambda c: not c.hub.push_to_hub, "push_to_hub is not set"),
+    Idle("push_checkpoints_to_hub", lambda c: c.adapters.model_type == "full", "of model_type full the finished pipeline alone is published"),
+    Idle("push_to_hub_background", lambda c: not (c.hub.push_to_hub and c.hub.push_checkpoints_to_hub), "push_checkpoints_to_hub is not set"),
 ]
 
 
@@ -151,12 +193,16 @@ DENOISING = (
 GUIDANCE = "distilled_guidance distilled_guidance_mode distilled_guidance_min distilled_guidance_max"
 """What a family names by the first of these alone, where it is told no guidance."""
 OF_OTHERS = {
-    "flow": {DENOISING: "the model learns by flow matching, they belong to U-Net models"},
+    "flow": {
+        DENOISING: "the model learns by flow matching, they belong to U-Net models",
+        "validation_noise_scheduler validation_guidance_rescale": "pictures of models that learn by flow matching are made by Euler's steps alone",
+    },
     "denoising": {FLOW: "the model predicts noise or velocity, they belong to flow matching"},
 }
 """A family's objective to the options that belong to others, and the reason."""
 OF_FEW_FAMILIES = {
     "data_aesthetic_score validation_start_image": "they are for the refiner of Stable Diffusion XL",
+    SKIPPED: "they are Stable Diffusion 3's",
     "flux_attention_masked_training": "it is about Flux.1 alone",
 }
 """Options that a family has to name among its `own_options` to heed them, and the reason why others do not."""

@@ -52,7 +52,12 @@ class _Reading:
     def label(self, key: str) -> str:
         """The key with what was set and where."""
         setting = self.given.get(key)
-        return f"{key} {setting.value!r} ({setting.origin})" if setting else key
+        return f"{key} {shown(setting)} ({setting.origin})" if setting else key
+
+
+def shown(setting: Setting) -> str:
+    """The value of an option as it may be printed."""
+    return "(not shown)" if declared()[setting.key].is_secret else repr(setting.value)
 
 
 def load_config(
@@ -114,9 +119,9 @@ def _take(setting: Setting, reading: _Reading) -> None:
             f"{setting.key} ({setting.origin}) is now called {key}" + (f", and means {value!r} there" if value != setting.value else "")
         )
     before = reading.given.get(key)
-    over = f" in place of {before.value!r} from {before.origin}" if before and str(before.value) != str(value) else ""
+    over = f" in place of {shown(before)} from {before.origin}" if before and str(before.value) != str(value) else ""
     if setting.origin.startswith("environment ") or (over and not setting.origin.startswith(FLAG)):
-        reading.notes.append(f"{key} {value!r} is taken from {setting.origin}{over}")
+        reading.notes.append(f"{key} {shown(Setting(key, value, setting.origin))} is taken from {setting.origin}{over}")
     reading.given[key] = Setting(key, value, setting.origin)
 
 
@@ -197,7 +202,7 @@ def _build(values: Mapping[str, Any], reading: _Reading) -> TrainConfig:
     for problem in [*(problem for section in sections.values() for problem in section.problems()), *config.problems()]:
         if not reading.bad & set(problem.keys):
             given = [reading.given[key] for key in problem.keys if key in reading.given]
-            where = ", ".join(f"{setting.key} = {setting.value!r} from {setting.origin}" for setting in given)
+            where = ", ".join(f"{setting.key} = {shown(setting)} from {setting.origin}" for setting in given)
             reading.problems.append(f"{problem.text} ({where})")
     return config
 

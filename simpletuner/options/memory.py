@@ -55,6 +55,10 @@ class Memory(Section):
     keep_quantised_weights: bool = option(True, advanced=True)
     """Keep quantised weights in `cache_dir`, so that the next start on the same base reads them instead of quantising again."""
 
+    eight_bit_products: Literal["auto", "all", "none"] = option("auto", advanced=True)
+    """Which layers of a base in int8-matmul, int8-rotated or fp8-matmul multiply in 8 bits: with `auto` those where that is faster on this machine,
+    measured for a second at the first start; `none` makes all weights plain for each product. A run that goes on does as before."""
+
     text_encoder_1_precision: str = option("no_change", choices_from="precision", instead=INSTEAD, advanced=True)
     """The same for the first text encoder, which is loaded only while captions are encoded."""
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ REQUIRED: Any = ...
 """The default of an option that must be set."""
 UNRULED = "unruled"
 """The context in which a section is validated value by value, by one who asks for its problems himself."""
-Kind = Literal["bool", "int", "float", "text", "path", "list", "numbers", "object"]
+Kind = Literal["bool", "int", "float", "text", "path", "list", "numbers", "object", "objects"]
 LIMITS = {"gt": "above {:g}", "ge": "of {:g} or more", "lt": "below {:g}", "le": "at most {:g}"}
 
 
@@ -35,6 +35,7 @@ def option(
     instead: Mapping[str, str] | None = None,
     advanced: bool = False,
     may_be_empty: bool = False,
+    is_secret: bool = False,
     gt: float | None = None,
     ge: float | None = None,
     lt: float | None = None,
@@ -52,6 +53,7 @@ def option(
         instead: values that other trainers have and that are not here, to what to do about it.
         advanced: whether beginners need not see it.
         may_be_empty: whether an empty text, and null where it is allowed, are values; otherwise they count as not set.
+        is_secret: whether its value is shown nowhere and stays out of files that a run writes.
         gt, ge, lt, le: limits of a number: greater than, at least, less than, at most.
     """
     declared: Any = {
@@ -63,6 +65,7 @@ def option(
         "instead": dict(instead or {}),
         "advanced": advanced,
         "may_be_empty": may_be_empty,
+        "is_secret": is_secret,
         "limits": {name: limit for name, limit in {"gt": gt, "ge": ge, "lt": lt, "le": le}.items() if limit is not None},
     }
     return Field(default, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra={"declared": declared})
@@ -98,6 +101,7 @@ class Option:
     instead: Mapping[str, str]
     advanced: bool
     may_be_empty: bool
+    is_secret: bool
 
     @property
     def is_required(self) -> bool:
@@ -117,6 +121,7 @@ class Option:
             "list": "a list of texts",
             "numbers": "a list of numbers",
             "object": "an object, or key=value,key=value",
+            "objects": "an object, a list of objects, or the path of a JSON file",
         }
         return " ".join([words[self.kind], " and ".join(LIMITS[name].format(limit) for name, limit in self.limits.items())]).strip()
 
@@ -169,6 +174,16 @@ def options_of(section: type[Section]) -> dict[str, Option]:
     return {key: _option(key, section) for key in section.model_fields}
 
 
+def checked(section: type[Section], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Read values of some options of a section by themselves: those that are in order, as they are read, and the keys of the others."""
+    try:
+        read = section.model_validate(dict(values), context=UNRULED)
+    except ValidationError as error:
+        wrong = {str(details["loc"][0]) for details in error.errors()}
+        return checked(section, {key: value for key, value in values.items() if key not in wrong})[0], [key for key in values if key in wrong]
+    return {key: getattr(read, key) for key in values}, []
+
+
 def tidy(value: Any, option: Option) -> Any:
     """Bring a value as people write it into the form that the type's own check understands, or raise ValueError."""
     if isinstance(value, bool) and option.kind != "bool":
@@ -189,6 +204,8 @@ def tidy(value: Any, option: Option) -> Any:
         return json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
     if option.kind == "object":
         return json.loads(text) if text.startswith("{") else text
+    if option.kind == "objects":
+        return json.loads(text) if text.startswith(("{", "[")) else text
     return value if option.kind == "text" else text
 
 
@@ -225,6 +242,7 @@ def _option(key: str, section: type[Section]) -> Option:
         instead=declared["instead"],
         advanced=declared["advanced"],
         may_be_empty=declared["may_be_empty"],
+        is_secret=declared["is_secret"],
     )
 
 
@@ -243,8 +261,11 @@ def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
         str: "text",
         Path: "path",
         list[float]: "numbers",
+        list[int]: "numbers",
         list: "list",
         dict: "object",
     }
     found = [kinds[part if part in kinds else typing.get_origin(part) or part] for part in parts or (annotation,) if part is not type(None)]
+    if {"object", "list"} <= set(found):
+        return "objects", (), type(None) in parts
     return found[0], (), type(None) in parts

@@ -56,11 +56,8 @@ GONE: Mapping[str, str] = {
 """Why keys are not needed, to the keys."""
 
 LATER: Mapping[str, str] = {
-    "pushing to the hub": "push_to_hub push_checkpoints_to_hub push_to_hub_background hub_model_id model_card_* modelspec_comment",
     "publishing elsewhere, and scripts after a save": "publishing_config post_checkpoint_script post_upload_script",
-    "scores of CLIP": "evaluation_type pretrained_evaluation_model_name_or_path",
-    "evaluation by epochs, and pooled over datasets": "eval_epoch_interval eval_dataset_pooling",
-    "webhooks and previews": "webhook_config webhook_reporting_interval validation_preview validation_preview_steps",
+    "evaluation pooled over datasets": "eval_dataset_pooling",
     "training parts of a network's own weights": "save_text_encoder freeze_encoder* layer_freeze_strategy",
     "choosing text encoders": ("pretrained_gemma_model_name_or_path qwen_text_encoder_model_name_or_path trust_remote_code"),
     "ControlNet": "controlnet controlnet_* control conditioning_*",
@@ -73,17 +70,13 @@ LATER: Mapping[str, str] = {
         "deepspeed_config fsdp_* context_parallel_* num_machines machine_rank main_process_ip main_process_port same_network accelerate_config "
         "accelerate_extra_args find_unused_parameters accelerator_cache_clear_interval"
     ),
-    "intervals in epochs, and late validation": "validation_epoch_interval checkpoint_epoch_interval validate_after_step validate_after_epoch",
     "rolling checkpoints and disk guards": (
         "checkpointing_rolling_steps checkpoints_rolling_total_limit offload_during_save disk_low_* delete_model_after_load"
     ),
     "further settings of validation": (
-        "validation_adapter_* validation_disable_unconditional validation_external_* "
-        "validation_guidance_rescale validation_guidance_skip_* validation_image_format validation_image_quality "
-        "validation_method validation_multigpu validation_no_cfg_until_timestep validation_noise_scheduler "
-        "validation_prompt_library validation_stitch_input_location validation_using_datasets"
+        "validation_adapter_* validation_external_* validation_method validation_no_cfg_until_timestep validation_stitch_input_location "
+        "validation_using_datasets"
     ),
-    "further trackers' settings": "custom_tracker tracker_image_layout",
     "further caches": "cache_dir_vae cache_dir_text text_cache_ondemand text_cache_disable text_embed_full_cache",
     "sampling weights and clean-up of datasets": (
         "data_backend_sampling max_upscale_threshold delete_unwanted_images delete_problematic_images ignore_missing_files"

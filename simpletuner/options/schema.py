@@ -61,5 +61,7 @@ def _values(option: Option, choices: Mapping[str, Mapping[str, str]]) -> dict[st
         return {"type": ["array", "string", "null"], "items": {"type": "string" if option.kind == "list" else ["number", "string"]}}
     if option.kind == "object":
         return {"type": ["object", "string", "null"]}
+    if option.kind == "objects":
+        return {"type": ["object", "array", "string", "null"]}
     known = choices.get(option.choices_from or "")
     return {"type": ["string", "number", "null"], **({"examples": list(known)} if known else {})}

@@ -44,7 +44,7 @@ VARIABLES = {
     "VALIDATION_STEPS": "validation_step_interval",
 }
 """Variables that are not simply an option in capitals."""
-BESIDE = frozenset({"data_backend_config", "lycoris_config", "user_prompt_library"})
+BESIDE = frozenset({"data_backend_config", "lycoris_config", "user_prompt_library", "webhook_config", "custom_tracker"})
 """Files that a config names, and that may lie beside it."""
 EXTRA_WORDS = "TRAINER_EXTRA_ARGS"
 PREFIX = "SIMPLETUNER_"

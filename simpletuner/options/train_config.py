@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import ConfigDict
 
 from simpletuner.options.adapters import Adapters
-from simpletuner.options.compiling import Compiling
+from simpletuner.options.compiling import Compiling, compiling_problems
 from simpletuner.options.data import Data
 from simpletuner.options.diffusion import Diffusion
+from simpletuner.options.hub import Hub
 from simpletuner.options.memory import OFFLOADS, Memory
 from simpletuner.options.models import Models
 from simpletuner.options.optim import Optim
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type[Section]] = {
     "training": Training,
     "validation": Validation,
     "reporting": Reporting,
+    "hub": Hub,
 }
 
 
@@ -49,10 +51,12 @@ class TrainConfig(Ruled):
     training: Training
     validation: Validation
     reporting: Reporting
+    hub: Hub
 
     def flat(self) -> dict[str, Any]:
-        """Every option by its key, in values that JSON knows."""
-        return {key: value for section in self.model_dump(mode="json").values() for key, value in section.items()}
+        """Every option by its key, in values that JSON knows; secret ones as if they were not set."""
+        values = {key: value for section in self.model_dump(mode="json").values() for key, value in section.items()}
+        return {key: None if declared()[key].is_secret else value for key, value in values.items()}
 
     def value(self, key: str) -> Any:
         """The value of one option."""
@@ -64,6 +68,7 @@ class TrainConfig(Ruled):
             keys = ("base_model_precision", "model_type")
             yield Problem(keys, "base_model_precision must be no_change with model_type full: quantised weights cannot be trained")
         yield from self._schedule_problems()
+        yield from compiling_problems(self)
         if self.adapters.model_type == "full" and self.optim.optimizer_release_gradients:
             yield from self._release_problems()
         for key in OFFLOADS if self.adapters.model_type == "full" else ():

@@ -33,6 +33,9 @@ class Training(Section):
     checkpoint_step_interval: int = option(500, ask="Save every how many steps?", was=["checkpointing_steps"], ge=0)
     """Optimizer steps between checkpoints; 0 saves at the end alone."""
 
+    checkpoint_epoch_interval: int | None = option(None, ge=1, advanced=True)
+    """Epochs between checkpoints, besides those that `checkpoint_step_interval` asks for."""
+
     checkpoints_total_limit: int = option(5, was=["save_total_limit"], ge=0)
     """Checkpoints that are kept, the newest ones; 0 keeps all."""
 

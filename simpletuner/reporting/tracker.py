@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from simpletuner import plugins
 from simpletuner.errors import Stopped
+from simpletuner.options.reporting import CUSTOM
+from simpletuner.reporting.custom import load_custom
+from simpletuner.reporting.events import Events
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+TRACKERS = "simpletuner.reporting.trackers"
 HELD = 1000
 """Figures of steps that wait for a slow tracker, at most."""
 FLUSH_SECONDS = 5.0
@@ -34,38 +38,45 @@ class Tracker(ABC):
         Args:
             folder: where the tracker may write, the run's logging directory.
             project, run: names for services that group runs.
-            config: the effective options by key, without secrets.
+            config: the effective options by key, without secrets and absolute paths.
         """
         self.folder, self.project, self.run, self.config = folder, project, run, config
 
     @abstractmethod
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the figures of one optimizer step."""
+        """Take figures of one optimizer step; they may come in several calls. A resumed run may begin at an earlier step."""
 
     @abstractmethod
-    def images(self, step: int, images: Mapping[str, Image]) -> None:
-        """Take pictures by name."""
+    def images(self, step: int, images: Mapping[str, Image], captions: Mapping[str, str]) -> None:
+        """Take pictures by name; those that were made by a prompt have it as their caption."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write out what is still held."""
+        """Write out what is still held; perhaps there was nothing."""
 
 
 class Trackers:
     """Several trackers as one, each behind a thread of its own. A tracker that fails is named once and dropped; the run goes on."""
 
-    def __init__(self, trackers: Sequence[Tracker], warn: Callable[[str], None]) -> None:
+    def __init__(self, trackers: Sequence[Tracker], warn: Callable[[str], None], events: Events | None = None) -> None:
+        """
+        Args:
+            events: told of the same figures and pictures; outlives the trackers.
+        """
+        self.events = events or Events()
         self._behind = [_Behind(tracker, warn) for tracker in trackers]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Hand on the figures of a step. Waits for nobody."""
         for one in self._behind:
             one.put(partial(one.tracker.log, step, dict(values)))
+        self.events.figures(step, values)
 
-    def images(self, step: int, images: Mapping[str, Image]) -> None:
-        """Hand on pictures, which must not be changed any more. Waits for nobody."""
+    def images(self, step: int, images: Mapping[str, Image], captions: Mapping[str, str] | None = None) -> None:
+        """Hand on pictures by name, which must not be changed any more, and their prompts. Waits for nobody."""
         for one in self._behind:
-            one.put(partial(one.tracker.images, step, dict(images)))
+            one.put(partial(one.tracker.images, step, dict(images), dict(captions or {})))
+        self.events.pictures(step, images, captions or {})
 
     def flush(self) -> None:
         """Wait until all trackers have taken what they were handed, or for as long as a checkpoint may."""
@@ -74,9 +85,10 @@ class Trackers:
             one.wait(deadline)
 
     def close(self) -> None:
-        """Let all trackers write out what they hold, and end."""
+        """Let all trackers write out what they hold, and end. There is nothing left to close a second time."""
         deadline = time.monotonic() + CLOSE_SECONDS
-        for one in self._behind:
+        behind, self._behind = self._behind, []
+        for one in behind:
             one.end(deadline)
 
 
@@ -150,23 +162,43 @@ class _Behind:
             self._warn(f"tracker {self._name!r} failed and is off for the rest of the run: {error}")
 
 
-def start_trackers(report_to: str, folder: Path, project: str, run: str, config: Mapping[str, Any], warn: Callable[[str], None]) -> Trackers:
-    """Make the trackers that `report_to` names: a comma list, `none`, or `all`. One that cannot start is named and left out.
+def kinds_of(report_to: str, custom: Path | None) -> dict[str, type[Tracker]]:
+    """The trackers that `report_to` names: a comma list, `none`, or `all`.
+
+    Args:
+        custom: the file of the user's own tracker.
 
     Raises:
-        ConfigError: a name is no tracker's.
+        ConfigError: a name is no tracker's, or the user's own cannot be used.
     """
-    folder_name = "simpletuner.reporting.trackers"
     asked = [name.strip() for name in report_to.split(",") if name.strip() not in ("", "none")]
     if "all" in asked:
-        asked = plugins.names(folder_name)
-    kinds = [(name, plugins.load(folder_name, name, Tracker)) for name in dict.fromkeys(asked)]  # type: ignore[type-abstract]
+        asked = [*plugins.names(TRACKERS), *([CUSTOM] if custom is not None else [])]
+
+    def kind(name: str) -> type[Tracker]:
+        if name == CUSTOM and custom is not None:
+            return load_custom(custom, Tracker)  # type: ignore[type-abstract]
+        return plugins.load(TRACKERS, name, Tracker)  # type: ignore[type-abstract]
+
+    return {name: kind(name) for name in asked}
+
+
+def start_trackers(
+    kinds: Mapping[str, type[Tracker]],
+    folder: Path,
+    project: str,
+    run: str,
+    config: Mapping[str, Any],
+    warn: Callable[[str], None],
+    events: Events | None = None,
+) -> Trackers:
+    """Make trackers. One that cannot start is named and left out."""
     started = []
-    for name, kind in kinds:
+    for name, kind in kinds.items():
         try:
             started.append(kind(folder, project, run, config))
         except Stopped:
             raise
         except Exception as error:  # a missing package, no network, a full disk: the run matters more
             warn(f"tracker {name!r} did not start and is off for this run: {error}")
-    return Trackers(started, warn)
+    return Trackers(started, warn, events)

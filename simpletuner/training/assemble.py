@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,54 +15,52 @@ from torch import nn
 
 from simpletuner.adapters.adapter import Adapter, Attached
 from simpletuner.console import Console, duration
-from simpletuner.data.sampler import Sampler
-from simpletuner.errors import ConfigError
+from simpletuner.data.loader import Loader
 from simpletuner.memory.checkpointing import enable_checkpointing
-from simpletuner.memory.offload import Offload, check_offload, is_asked_for
+from simpletuner.memory.offload import Offload, is_asked_for
 from simpletuner.memory.residency import weight_dtype
 from simpletuner.models.family import ModelFamily
 from simpletuner.optim.averaging import averaged
 from simpletuner.optim.build import build_optimizer, build_schedule
-from simpletuner.optim.catalogue import find as find_optimizer
-from simpletuner.optim.notes import notes as optimizer_notes
-from simpletuner.optim.rules import check_release
-from simpletuner.optim.scaling import scaled, scaling_notes
+from simpletuner.optim.scaling import scaled
 from simpletuner.options.load import Loaded
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.randomness import seed_from
-from simpletuner.reporting.tracker import Trackers, start_trackers
-from simpletuner.training.assistant import Assistant, find_assistant
-from simpletuner.training.assistant_rules import assistant_notes
-from simpletuner.training.attention import Attention, attention_of
-from simpletuner.training.base import check_goes_on, check_precisions, load_denoiser, risks, trained_dtype
-from simpletuner.training.building import build_adapter, build_family
-from simpletuner.training.caching import Caches, fill_caches
+from simpletuner.reporting.events import Events
+from simpletuner.reporting.tracker import Trackers
+from simpletuner.training.assistant import Assistant
+from simpletuner.training.base import load_denoiser, risks, trained_dtype
+from simpletuner.training.card_facts import CardSource
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.compiling import compile_blocks
-from simpletuner.training.datasets import Datasets, find_datasets, total_steps
-from simpletuner.training.ema import build_ema
+from simpletuner.training.datasets import total_steps
+from simpletuner.training.ema import Ema, build_ema
+from simpletuner.training.evaluations import Progress
 from simpletuner.training.evaluator import Evaluator
-from simpletuner.training.finish import call_arguments, finish, generate_line, metadata_of, triggers_of
-from simpletuner.training.layouts import OWN, refuse_layout, write_beside
-from simpletuner.training.live_text import LiveText, live_text
-from simpletuner.training.machine import start_accelerator
+from simpletuner.training.finish import finish, metadata_of, show_result, triggers_of
+from simpletuner.training.layouts import refuse_layout, write_beside
+from simpletuner.training.live_text import LiveText
 from simpletuner.training.objective import loss_of, scheduled_sampling_of
-from simpletuner.training.plan import Plan
-from simpletuner.training.plan_check import plan_start, planned, probes
-from simpletuner.training.prompts import Picture, pictures, prompts_to_show
+from simpletuner.training.pace import pace_of
+from simpletuner.training.plan_check import planned, probes
+from simpletuner.training.preparing import Prepared, prepare
+from simpletuner.training.previews import Previews
+from simpletuner.training.products import ProductChoice
+from simpletuner.training.publishing import Publisher
 from simpletuner.training.recovery import Recovery, advice_of, conditions_of, no_more_room
 from simpletuner.training.release import Release
-from simpletuner.training.resume import find, resume
-from simpletuner.training.run_folder import locked, make_writable, save_config, without_paths
+from simpletuner.training.report_facts import begin_report
+from simpletuner.training.resume import resume
+from simpletuner.training.run_folder import save_config
 from simpletuner.training.signals import StopRequest, how_to_continue
-from simpletuner.training.starts import check_starts, with_starts
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
-from simpletuner.training.summary import show_end, show_start
-from simpletuner.training.text_rules import check_text_training
-from simpletuner.training.trainer import Pace, Trainer
+from simpletuner.training.summary import show_start
+from simpletuner.training.telling import begin_trackers, telling, when_saved
+from simpletuner.training.trainer import Trainer
 from simpletuner.training.validation import Renderer
 from simpletuner.training.validator import Validator
+from simpletuner.types import Sample
 
 
 def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int:
@@ -81,27 +79,23 @@ def train(loaded: Loaded, console: Console, variables: Mapping[str, str]) -> int
     began = time.monotonic()
     for note in loaded.notes:
         console.say(f"note: {note}")
-    with StopRequest(how_to_continue(loaded.config.training.resume_from_checkpoint)).listening() as stop, ExitStack() as held:
+    request = StopRequest(how_to_continue(loaded.config.training.resume_from_checkpoint))
+    with request.listening() as stop, telling(loaded.config, console, stop, loaded.origins) as events, ExitStack() as held:
         with stop.settling():
-            run = assemble(loaded.config, console, variables, stop, held)
+            run = assemble(loaded.config, console, variables, stop, held, events)
             with averaged(run.trainer.optimizer):
                 run.evaluator.before_training(run.trainer.state.step)
                 run.validator.before_training(run.trainer.state.step)
         run.trainer.run()
+        events.stage("model_save")
         with stop.deferred(), averaged(run.trainer.optimizer):
             result = finish(run.trainer, run.family, run.denoiser, loaded.config)
         if run.trainer.accelerator.is_main_process:
-            # Else no two lines of diffusers load it as it was trained.
-            loads_by_name = run.family.source.loads_by_name and loaded.config.adapters.lora_format == OWN
-            base = run.family.source_name()
-            snippet = None if not loads_by_name else run.trainer.adapter.snippet(run.family.pipeline_class, base, run.arguments, str(result.folder))
-            command = generate_line(loaded.config, result, run.arguments)
-            show_end(console, result.files, run.validator.grid, command, snippet, duration(time.monotonic() - began))
-            if (layout := loaded.config.adapters.lora_format) != OWN and loaded.config.adapters.model_type == "lora":
-                console.say(f"note: the adapter is in the layout {layout}; `simpletuner export --format diffusers` or lycoris writes it for Python")
-            recovered = run.trainer.recovery.describe()
-            if recovered:
-                console.say(f"note: {recovered}")
+            seconds = duration(time.monotonic() - began)
+            show_result(console, run.trainer, run.family, loaded.config, result, run.arguments, run.validator.grid, seconds)
+            with stop.deferred():
+                run.publisher.finished(result, run.trainer.state.step)
+        events.stage("training_complete")
     return 0
 
 
@@ -114,94 +108,26 @@ class Run:
     trainer: Trainer
     validator: Validator
     evaluator: Evaluator
+    publisher: Publisher
     arguments: Mapping[str, object]
     """Of the plain pipeline's call, to render as validation does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What there is before the denoiser is loaded."""
-
-    family: ModelFamily
-    adapter: Adapter
-    assistant: Assistant
-    attention: Attention
-    accelerator: Accelerator
-    shown: list[Picture]
-    """What validation renders."""
-    arguments: Mapping[str, object]
-    caches: Caches
-    text: LiveText | None
-    """Encodes what is not cached, where text encoders are trained."""
-    sampler: Sampler
-    plan: Plan | None
-    """Of the memory; none where none was asked for or could be made, and on all processes but the first."""
-
-
-def prepare(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Prepared:
-    """Refuse what can be refused, then fill the caches.
-
-    Args:
-        held: gets what must be let go of when the run is over.
-    """
-    output_dir = Path(config.training.output_dir)
-    family = build_family(config)
-    family.check_source()
-    adapter = build_adapter(config, family)
-    find_optimizer(config.optim.optimizer)
-    of_release: list[str] = []
-    if adapter.trains_base:
-        trained_dtype(config)
-        of_release = check_release(config.optim)
-    shown = pictures(config.validation, config.training.seed, family)
-    check_starts(config, family, shown)
-    accelerator = start_accelerator(config)
-    check_precisions(config.memory, accelerator.device)
-    if is_asked_for(config.memory):
-        check_offload(family.empty_denoiser(), config.memory, accelerator.device)
-    attention = attention_of(config.memory, family, accelerator.device)
-    make_writable(output_dir)
-    if accelerator.is_main_process:
-        held.enter_context(locked(output_dir))
-    of_model = (*family.notes(), *family.objective_notes(config.diffusion), *assistant_notes(config, family), *check_text_training(config, family))
-    of_rate = (*optimizer_notes(config.optim), *scaling_notes(config.optim, config.training.images_per_step))
-    for note in (*of_model, *of_rate, *of_release):
-        console.say(f"note: {note}")
-    datasets = find_datasets(config, family, variables, console, accelerator)
-    refuse_regularisation_of_full(adapter, datasets)
-
-    sampler = datasets.sampler(config, accelerator, console)
-    plan = plan_start(config, datasets, accelerator.device, console, stop) if accelerator.is_main_process else None
-    check_goes_on(config, family, find(config.training.resume_from_checkpoint, CheckpointFolder(output_dir, None, lambda text: None)))
-    if config.adapters.init_lora and not config.adapters.init_lora.exists():
-        raise ConfigError(f"init_lora {config.adapters.init_lora} does not exist", hint="Give a folder that a run saved, or a .safetensors file.")
-    shown = with_starts(shown, config, family, datasets)
-    arguments = call_arguments(config, family)
-    assistant = find_assistant(config, family)
-    for note in assistant.notes:
-        console.say(f"note: {note}")
-
-    # Text encoders and VAE come and go, one after the other, before the denoiser comes to stay.
-    caches = fill_caches(config, family, datasets, prompts_to_show(shown), console, accelerator)
-    if caches.datasets is not datasets:  # images turned out to be damaged when they were read
-        datasets = caches.datasets
-        sampler = datasets.sampler(config, accelerator, console)
-    held.callback(datasets.book.save)
-    held.callback(caches.let_go)
-    text = live_text(config, family, adapter, caches.trained_encoders, caches.embeds.read)
-    return Prepared(family, adapter, assistant, attention, accelerator, shown, arguments, caches, text, sampler, plan)
-
-
-def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack) -> Run:
+def assemble(
+    config: TrainConfig, console: Console, variables: Mapping[str, str], stop: StopRequest, held: ExitStack, events: Events | None = None
+) -> Run:
     """Prepare, then load the denoiser, and find where to go on from.
 
     Args:
         held: gets what must be let go of when the run is over.
+        events: told of every stage.
     """
-    ready = prepare(config, console, variables, stop, held)
+    events = events or Events()
+    ready = prepare(config, console, variables, stop, held, events)
     family, adapter, accelerator, caches = ready.family, ready.adapter, ready.accelerator, ready.caches
     output_dir = Path(config.training.output_dir)
     loader = caches.loader(ready.sampler)
+    events.stage("init_load_base_model")
     denoiser, attached, offload = attach_adapter(config, family, adapter, accelerator, ready.assistant)
     ready.attention.attach(denoiser)
     if accelerator.is_main_process:
@@ -209,31 +135,21 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
     training = config.training
     parameters = adapter.parameters()
     ema = build_ema(training, parameters) if training.use_ema else None
-    trackers = begin_trackers(config, output_dir, accelerator, console)
-    renderer = build_renderer(config, ready, denoiser, stop)
+    steps = total_steps(training, ready.sampler)
+    trackers = held.enter_context(closing(begin_trackers(config, output_dir, console, events, steps)))
+    progress = Progress(output_dir, config.validation, accelerator, console.warn)
+    renderer = build_renderer(config, ready, denoiser, stop, console, events)
     validator = Validator(renderer, caches.vae, ready.shown, output_dir, config, ema, trackers, accelerator, console)
     held_out = caches.datasets.held_out_samples()
-    pace = pace_of(config, total_steps(training, ready.sampler), bool(ready.shown), bool(held_out))
+    pace = pace_of(config, steps, ready.sampler.batches_per_epoch(), bool(ready.shown), bool(held_out))
     step = build_step(config, family, denoiser, adapter, accelerator, ready.text)
     autocast = partial(autocast_of, config, adapter, accelerator.device)
     recovery = build_recovery(config, adapter, accelerator, console, offload)
-    evaluator = Evaluator(
-        step=step,
-        loader=loader,
-        held_out=held_out,
-        options=config.validation,
-        is_stopped=lambda: stop.is_made,
-        batch_size=training.train_batch_size,
-        recovery=recovery,
-        output_dir=output_dir,
-        ema=ema,
-        trackers=trackers,
-        accelerator=accelerator,
-        console=console,
-        autocast=autocast,
-    )
-    optim = scaled(config.optim, training.images_per_step)
+    evaluator = build_evaluator(config, step, loader, held_out, recovery, ema, trackers, accelerator, console, stop, autocast)
+    events.stage("init_prepare_models")
+    optim, products = scaled(config.optim, training.images_per_step), ProductChoice(config)
     optimizer = build_optimizer(optim, parameters, adapter.text_parameters())
+    publisher = held.enter_context(closing(build_publisher(config, ready, attached, pace.total_steps, console, stop)))
     trainer = Trainer(
         step=step,
         adapter=adapter,
@@ -248,9 +164,9 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         pace=pace,
         state=TrainState(step=0, position=0, epoch=0, data_digest=loader.digest(), assistant=ready.assistant.identity),
         accelerator=accelerator,
-        checkpoints=CheckpointFolder(output_dir, training.checkpoints_total_limit, console.warn),
+        checkpoints=CheckpointFolder(output_dir, training.checkpoints_total_limit, console.warn, progress.best_of),
         metadata=metadata_of(config, family, triggers_of(caches.datasets.plan)),
-        write_extras=partial(write_extras, config, family),
+        write_extras=partial(write_extras, config, family, products),
         validator=validator,
         evaluator=evaluator,
         probes=probes(ready.plan, accelerator.device, console.say),
@@ -258,16 +174,50 @@ def assemble(config: TrainConfig, console: Console, variables: Mapping[str, str]
         console=console,
         stop=stop,
         autocast=autocast,
+        on_saved=when_saved(events, progress, publisher.saved),
+        progress=progress,
     )
-    run = Run(family, denoiser, trainer, validator, evaluator, ready.arguments)
-    begin(config, console, ready, run, attached)
+    run = Run(family, denoiser, trainer, validator, evaluator, publisher, ready.arguments)
+    begin(config, console, ready, run, attached, products)
     return run
 
 
-def begin(config: TrainConfig, console: Console, ready: Prepared, run: Run, attached: Attached) -> None:
+def build_evaluator(
+    config: TrainConfig,
+    step: Step,
+    loader: Loader,
+    held_out: Mapping[str, Sequence[Sample]],
+    recovery: Recovery,
+    ema: Ema | None,
+    trackers: Trackers,
+    accelerator: Accelerator,
+    console: Console,
+    stop: StopRequest,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> Evaluator:
+    return Evaluator(
+        step=step,
+        loader=loader,
+        held_out=held_out,
+        options=config.validation,
+        is_stopped=lambda: stop.is_made,
+        batch_size=config.training.train_batch_size,
+        recovery=recovery,
+        output_dir=Path(config.training.output_dir),
+        ema=ema,
+        trackers=trackers,
+        accelerator=accelerator,
+        console=console,
+        autocast=autocast,
+    )
+
+
+def begin(config: TrainConfig, console: Console, ready: Prepared, run: Run, attached: Attached, products: ProductChoice) -> None:
     """Find where to go on from, and say what the run is."""
     trainer, datasets, at_end = run.trainer, ready.caches.datasets, "; that is the last step: raise max_train_steps to go on"
-    start = resume(trainer, config.training.resume_from_checkpoint, console, [run.validator.move_later, run.evaluator.move_later])
+    trainer.trackers.events.stage("init_resume_checkpoint")
+    movers = [run.validator.move_later, run.evaluator.move_later, trainer.trackers.events.move_later]
+    start = resume(trainer, config.training.resume_from_checkpoint, console, movers, [run.evaluator.drop_later])
     if trainer.accelerator.is_main_process:
         datasets.take_up()
     show_start(
@@ -279,28 +229,30 @@ def begin(config: TrainConfig, console: Console, ready: Prepared, run: Run, atta
         trainer.pace,
         trainer.loader.batches_per_epoch(),
         start + (at_end if trainer.state.step == trainer.pace.total_steps else ""),
-        run.evaluator.describe(config.validation.eval_steps_interval),
+        run.evaluator.describe(trainer.pace.evaluate),
         planned(ready.plan) if ready.plan else "",
+        products.settle(run.denoiser, trainer, ready.sampler, console),
     )
+    begin_report(config, run.family.source_name(), attached, datasets, ready.plan, trainer, start)
     compile_blocks(config, run.denoiser, trainer, console)
 
 
-def write_extras(config: TrainConfig, family: ModelFamily, folder: Path) -> None:
-    """Add to a checkpoint what a run does not need to go on from it."""
+def write_extras(config: TrainConfig, family: ModelFamily, products: ProductChoice, folder: Path) -> None:
+    """Add to a checkpoint what a run does not need to go on from it, but for how its layers multiply."""
+    products.save(folder)
     write_beside(folder, config, family)
     save_config(folder, config.flat())
 
 
-def begin_trackers(config: TrainConfig, output_dir: Path, accelerator: Accelerator, console: Console) -> Trackers:
-    """Start the trackers, on the first process alone."""
-    options = config.reporting
-    asked = options.report_to if accelerator.is_main_process else "none"
-    folder = output_dir / options.logging_dir
-    return start_trackers(asked, folder, options.tracker_project_name, options.tracker_run_name, without_paths(config.flat()), console.warn)
+def build_publisher(config: TrainConfig, ready: Prepared, attached: Attached, steps: int, console: Console, stop: StopRequest) -> Publisher:
+    source = CardSource(config, ready.family, ready.adapter, attached, ready.caches.datasets, ready.shown, ready.arguments, steps)
+    return Publisher(source, ready.repository, console, stop)
 
 
-def build_renderer(config: TrainConfig, ready: Prepared, denoiser: nn.Module, stop: StopRequest) -> Renderer:
+def build_renderer(config: TrainConfig, ready: Prepared, denoiser: nn.Module, stop: StopRequest, console: Console, events: Events) -> Renderer:
+    folder, device = Path(config.training.output_dir), ready.accelerator.device
     return Renderer(
+        previews=Previews(ready.family, config.validation, folder, device, console, events.preview) if config.validation.validation_preview else None,
         family=ready.family,
         denoiser=denoiser,
         adapter=ready.adapter,
@@ -346,16 +298,6 @@ def autocast_of(config: TrainConfig, adapter: Adapter, device: torch.device) -> 
     return torch.autocast(device.type, dtype) if adapter.trains_base and dtype != trained_dtype(config) else nullcontext()
 
 
-def refuse_regularisation_of_full(adapter: Adapter, datasets: Datasets) -> None:
-    """Regularisation pictures are trained towards what the untouched model answers, and `full` leaves none untouched."""
-    wrong = [dataset.id for dataset in datasets.plan.datasets if dataset.is_regularisation]
-    if adapter.trains_base and wrong:
-        raise ConfigError(
-            f"is_regularisation_data in {', '.join(wrong)} needs an adapter: with model_type full no untouched model is left to ask",
-            hint="Set model_type to lora, or drop the key.",
-        )
-
-
 def attach_adapter(
     config: TrainConfig, family: ModelFamily, adapter: Adapter, accelerator: Accelerator, assistant: Assistant
 ) -> tuple[nn.Module, Attached, Offload]:
@@ -374,15 +316,3 @@ def attach_adapter(
     enable_checkpointing(denoiser, config.memory)
     denoiser.train()
     return denoiser, replace(attached, notes=(*attached.notes, *risks(family, attached.layers), *offload.said(), *said)), offload
-
-
-def pace_of(config: TrainConfig, steps: int, has_pictures: bool, evaluates: bool) -> Pace:
-    """Settle when what is due."""
-    training = config.training
-    return Pace(
-        total_steps=steps,
-        accumulation=training.gradient_accumulation_steps,
-        save_every=training.checkpoint_step_interval,
-        validate_every=config.validation.validation_step_interval if has_pictures else 0,
-        evaluate_every=config.validation.eval_steps_interval if evaluates else None,
-    )

@@ -37,6 +37,7 @@ from simpletuner.training.text_places import TextPlaces
 from simpletuner.types import Sample
 
 Loaded = TypeVar("Loaded")
+Tell = Callable[[str], None]
 
 
 class Vae:
@@ -273,12 +274,13 @@ def open_caches(config: TrainConfig, family: ModelFamily, datasets: Datasets, de
 
 
 def fill_caches(
-    config: TrainConfig, family: ModelFamily, datasets: Datasets, shown: Sequence[str], console: Console, accelerator: Accelerator
+    config: TrainConfig, family: ModelFamily, datasets: Datasets, shown: Sequence[str], console: Console, accelerator: Accelerator, stage: Tell
 ) -> Caches:
     """Encode whatever is missing: captions first, with nothing else loaded, then images, with the text encoders gone, unless they are trained.
 
     Args:
         shown: prompts of validation, encoded along with the captions.
+        stage: is told which of the two begins.
     """
     if accelerator.is_local_main_process:
         learn_identities(family, identified_parts(config, family), Path(config.data.cache_dir), console)
@@ -298,11 +300,13 @@ def fill_caches(
             long_captions.warn(prompts, console)
         return expansions
 
+    stage("init_text_embed_cache")
     expansions = encode_captions(datasets)
     for name, expansion in expansions.items():
         for note in expansion.notes:
             console.say(f"note: dataset {name!r}: {note}")
 
+    stage("init_vae_cache")
     vae, latents, masks = opened.vae, opened.latents(datasets), opened.masks(datasets)
     if config.data.vae_cache_disable or config.data.vae_cache_ondemand:
         missing = latents.missing(datasets.crops())

@@ -11,12 +11,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+
+
+def _always() -> None:
+    """Go on."""
+
+
+def _none(steps: Collection[int]) -> int | None:
+    """Keep none besides."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +61,16 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one output folder."""
 
-    def __init__(self, output_dir: Path, limit: int | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, output_dir: Path, limit: int | None, warn: Callable[[str], None], best: Callable[[Collection[int]], int | None] = _none
+    ) -> None:
         """
         Args:
             limit: how many to keep; None or 0 keeps all.
             warn: told of each damaged checkpoint.
+            best: gives which one of some steps is to be kept besides.
         """
-        self._output_dir, self._limit, self._warn = output_dir, limit, warn
+        self._output_dir, self._limit, self._warn, self._best = output_dir, limit, warn, best
 
     def all(self) -> list[Checkpoint]:
         """Every finished checkpoint, oldest first, verified or not."""
@@ -97,10 +109,13 @@ class CheckpointFolder:
             os.replace(checkpoint.folder, aside / checkpoint.folder.name)
         return aside
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
+    def save(self, step: int, write: Callable[[Path], None], go_on: Callable[[], None] = _always) -> Checkpoint:
         """Make the checkpoint of `step`: `write` fills an empty folder, which takes its name only when all is on disk.
 
         Older checkpoints beyond the limit are deleted after the new one was verified.
+
+        Args:
+            go_on: is called now and then until it has its name, and may raise to give it up.
         """
         checkpoint = Checkpoint(step, self._output_dir / f"checkpoint-{step}")
         if checkpoint.folder.exists() and checkpoint.problem() is None:
@@ -113,8 +128,8 @@ class CheckpointFolder:
         staged = checkpoint.folder.with_name(checkpoint.folder.name + ".tmp")
         staged.mkdir()
         write(staged)
-        _write_manifest(staged, step)
-        _sync_tree(staged)
+        _write_manifest(staged, step, go_on)
+        _sync_tree(staged, go_on)
         os.replace(staged, checkpoint.folder)
         _sync(self._output_dir)
         self._rotate(checkpoint)
@@ -127,9 +142,12 @@ class CheckpointFolder:
         if problem is not None:
             self._warn(f"{newest.folder.name} does not verify after writing ({problem}); older checkpoints are kept")
             return
-        older = [checkpoint for checkpoint in self.all() if checkpoint.step < newest.step]
+        there = self.all()
+        older = [checkpoint for checkpoint in there if checkpoint.step < newest.step]
+        best = self._best([checkpoint.step for checkpoint in there])
         for checkpoint in older[: max(0, len(older) - (self._limit - 1))]:
-            discard(checkpoint.folder)
+            if checkpoint.step != best:
+                discard(checkpoint.folder)
 
 
 def discard(folder: Path) -> None:
@@ -141,18 +159,19 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: Path, go_on: Callable[[], None] = _always) -> str:
     """BLAKE2b of a file, 32 hex letters."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 22):
+            go_on()
             digest.update(block)
     return digest.hexdigest()
 
 
-def _write_manifest(folder: Path, step: int) -> None:
+def _write_manifest(folder: Path, step: int, go_on: Callable[[], None]) -> None:
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "blake2b": digest_of(path, go_on)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -160,8 +179,9 @@ def _write_manifest(folder: Path, step: int) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _sync_tree(folder: Path) -> None:
+def _sync_tree(folder: Path, go_on: Callable[[], None]) -> None:
     for path in folder.rglob("*"):
+        go_on()
         _sync(path)
     _sync(folder)
 

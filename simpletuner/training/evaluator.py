@@ -6,7 +6,6 @@ different settings can be laid side by side. It draws nothing from the randomnes
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,13 +25,14 @@ from simpletuner.options.validation import Validation
 from simpletuner.randomness import seed_from
 from simpletuner.reporting.tracker import Trackers
 from simpletuner.training.ema import Ema
+from simpletuner.training.evaluations import Book
+from simpletuner.training.pace import Rhythm
 from simpletuner.training.recovery import Recovery, attempt, bucket_of
 from simpletuner.training.step import Step, resting
 from simpletuner.types import Batch, Sample
 
 BANDS = 4
 """Parts of the time from data to noise of which the loss is also given by itself."""
-FILE = "evaluation.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,13 @@ class Evaluator:
         self._times = [(number + 0.5) / options.eval_timesteps for number in range(options.eval_timesteps)]
         self._recovery = recovery
         self._ema = ema if options.ema_validation != "none" else None
-        self._file = output_dir / FILE
+        self._book = Book(output_dir)
         self._trackers, self._accelerator, self._console = trackers, accelerator, console
 
-    def describe(self, every: int) -> str:
-        """Say in a line what is looked at; empty if nothing is."""
+    def describe(self, rhythm: Rhythm | None) -> str:
+        """Say in a line what is looked at and when; empty if nothing is."""
         sizes = ", ".join(f"{len(samples)} images of {name}" for name, samples in self._samples.items())
-        when = f"every {every} steps and at the end" if every else "at the start and the end"
+        when = f"{rhythm} and at the end" if rhythm and rhythm.is_ever else "at the start and the end"
         return f"{sizes} at {len(self._times)} noise levels, {when}" if sizes else ""
 
     def before_training(self, step: int) -> None:
@@ -116,24 +116,27 @@ class Evaluator:
         if not found or not self._accelerator.is_main_process:
             return
         values = {key: value for name, losses in found.items() for key, value in losses.values(name).items()}
-        self._keep(step, values)
+        try:
+            self._book.put(step, values)
+        except OSError as error:
+            self._console.warn(f"the held-out loss of step {step} cannot be written down: {error}. The training goes on")
         self._trackers.log(step, values)
         said = ", ".join(f"{losses.mean:.4f} on {name}" for name, losses in found.items())
         self._console.say(f"step {step}: held-out loss {said}")
 
     def catch_up(self, step: int) -> None:
         """Evaluate a step that was due, if the run ended before it came to it."""
-        is_there = torch.tensor([any(row["step"] == step for row in self._rows())], device=self._step.device)
+        is_there = torch.tensor([step in self._book.values("loss")], device=self._step.device)
         if not bool(self._accelerator.gather(is_there).any()):
             self.validate(step)
 
     def move_later(self, step: int, aside: Path) -> None:
         """Put what was found after `step` beside checkpoints that are not continued."""
-        rows = self._rows()
-        later = [row for row in rows if row["step"] > step]
-        if later:
-            self._write(self._file, [row for row in rows if row["step"] <= step])
-            self._write(aside / FILE, later)
+        self._book.move_later(step, aside)
+
+    def drop_later(self, step: int) -> None:
+        """Forget what was found after `step`, when the run goes on from there."""
+        self._book.drop_later(step)
 
     def _sums_of_all(self, step: int) -> dict[str, Tensor] | None:
         """What `_sums` gives of each dataset; None if memory ran out for good."""
@@ -186,26 +189,6 @@ class Evaluator:
             prediction = step.predict(noised, batch)
         losses: list[float] = (prediction.float() - noised.target.float()).square().flatten(1).mean(1).tolist()
         return losses
-
-    def _keep(self, step: int, values: Mapping[str, float]) -> None:
-        rows = [*(row for row in self._rows() if row["step"] != step), {"step": step, **values}]
-        self._write(self._file, sorted(rows, key=lambda row: row["step"]))
-
-    def _rows(self) -> list[dict[str, float]]:
-        """What was found so far; a last line that a power failure cut short is left out."""
-        rows = []
-        for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else ():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
-
-    @staticmethod
-    def _write(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
-        staged = file.with_suffix(".tmp")
-        staged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        staged.replace(file)
 
 
 def repeated(batch: Batch, count: int) -> Batch:

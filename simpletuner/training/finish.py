@@ -15,13 +15,16 @@ from torch import nn
 
 from simpletuner import __version__
 from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter
+from simpletuner.console import Console
 from simpletuner.data.plan import DataPlan
 from simpletuner.diffusion.denoising import Denoising
 from simpletuner.models.family import ModelFamily
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.training.layouts import write_in_place
+from simpletuner.reporting.report.state import PAGE_FILE
+from simpletuner.training.layouts import OWN, write_in_place
 from simpletuner.training.prompts import named_prompts, parse_size
 from simpletuner.training.run_folder import save_config, without_paths
+from simpletuner.training.summary import show_end
 from simpletuner.training.trainer import Trainer
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -60,6 +63,7 @@ def metadata_of(config: TrainConfig, family: ModelFamily, triggers: Sequence[str
         "modelspec.resolution": f"{size}x{size}",
         **({"modelspec.prediction_type": PREDICTIONS[process.prediction]} if isinstance(process, Denoising) else {}),
         **({"modelspec.trigger_phrase": ", ".join(phrases)} if phrases else {}),
+        **({"modelspec.comment": config.hub.modelspec_comment} if config.hub.modelspec_comment else {}),
         "ss_base_model_version": family.kohya_base or name,
         "ss_sd_model_name": base,
         "ss_resolution": f"({size}, {size})",
@@ -109,6 +113,40 @@ def finish(trainer: Trainer, family: ModelFamily, denoiser: nn.Module, config: T
     return Result(folders[-1] if shows_average else output_dir, tuple(folder / ADAPTER_FILE for folder in folders))
 
 
+def show_result(
+    console: Console,
+    trainer: Trainer,
+    family: ModelFamily,
+    config: TrainConfig,
+    result: Result,
+    arguments: Mapping[str, object],
+    grid: Path | None,
+    seconds: str,
+) -> None:
+    """Say where everything is, and how to use it.
+
+    Args:
+        arguments: of the plain pipeline's call.
+        grid: the grid of validation pictures, if there is one.
+        seconds: how long the run took, in words.
+    """
+    layout, recovered = config.adapters.lora_format, trainer.recovery.describe()
+    # Else no two lines of diffusers load it as it was trained.
+    loads_by_name = family.source.loads_by_name and layout == OWN
+    snippet = trainer.adapter.snippet(family.pipeline_class, family.source_name(), arguments, str(result.folder)) if loads_by_name else None
+    report = Path(config.training.output_dir) / PAGE_FILE
+    files = (*result.files, report) if config.reporting.run_report and report.is_file() else result.files
+    show_end(console, files, grid, generate_line(config, result, arguments), snippet, seconds)
+    if layout != OWN and config.adapters.model_type == "lora":
+        console.say(f"note: the adapter is in the layout {layout}; `simpletuner export --format diffusers` or lycoris writes it for Python")
+    if trainer.ends_early:
+        console.say(f"note: it ended at step {trainer.state.step} of {trainer.pace.total_steps}: evaluations got no better (early_stop_patience)")
+    if trainer.progress is not None and (best := trainer.progress.note()):
+        console.say(f"note: {best}")
+    if recovered:
+        console.say(f"note: {recovered}")
+
+
 def save_last(adapter: Adapter, folder: Path, metadata: Mapping[str, str], config: TrainConfig, family: ModelFamily) -> None:
     """Write an adapter as a run leaves it, in the layout that was asked for."""
     adapter.save(folder, metadata)
@@ -131,7 +169,7 @@ def generate_line(config: TrainConfig, result: Result, arguments: Mapping[str, o
     Args:
         arguments: of the plain pipeline's call.
     """
-    prompt = next(iter(named_prompts(config.validation).values()), "your prompt")
+    prompt = next((one.text for one in named_prompts(config.validation).values()), "your prompt")
     is_whole = config.adapters.model_type == "full"  # the pipeline needs no base
     words = ["simpletuner", "generate", prompt, "--adapter", str(config.training.output_dir if is_whole else result.folder)]
     shows_assistant = bool(config.adapters.assistant_lora_inference_strength)
@@ -152,7 +190,7 @@ def call_arguments(config: TrainConfig, family: ModelFamily) -> dict[str, object
     strength, start = family.start_strength(config.diffusion), options.validation_start_image
     is_file = start is not None and start.is_file()
     return {
-        "prompt": next(iter(named_prompts(options).values()), "your prompt"),
+        "prompt": next((one.text for one in named_prompts(options).values()), "your prompt"),
         "negative_prompt": options.validation_negative_prompt,
         **({} if strength is None else {"image": str(start) if is_file else "input.png", "strength": strength}),
         "width": size.width,

@@ -34,11 +34,21 @@ from simpletuner.training.caching import TextEncoders, Vae
 from simpletuner.training.finished import Finished, holds_adapter, open_finished
 from simpletuner.training.identities import learn_identities
 from simpletuner.training.machine import start_accelerator
-from simpletuner.training.prompts import Picture, file_name_of, named_prompts, pictures_of, prompts_to_show, read_library, rounded_sizes
+from simpletuner.training.prompts import (
+    Picture,
+    Prompt,
+    file_name_of,
+    free_name,
+    named_prompts,
+    pictures_of,
+    prompts_to_show,
+    read_library,
+    rounded_sizes,
+)
 from simpletuner.training.run_folder import without_paths
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.starts import check_starts, with_starts
-from simpletuner.training.validation import Renderer, facts_of, grid, settings_of, write_picture
+from simpletuner.training.validation import Renderer, facts_of, grid, write_picture
 
 NAME_LETTERS = 48
 """Letters of a prompt that its picture is called by."""
@@ -63,7 +73,7 @@ class Wish:
     """The model, and in its section `validation` how pictures are made."""
     trained: Trained | None
     """None is the model as it is."""
-    prompts: Mapping[str, str]
+    prompts: Mapping[str, Prompt]
     """By names that are fit for files."""
     strengths: Sequence[float]
     """Of the adapter; nothing is what validation takes."""
@@ -100,6 +110,8 @@ def generate(wish: Wish, console: Console) -> int:
     assistant = find_assistant(config, family, trains=False)
     strengths = strengths_of(wish, finished)
     wanted = pictures_of(wish.prompts, config.validation, config.training.seed, family)
+    if wish.strengths:  # they hold for all prompts, whatever a library says
+        wanted = [picture.without("validation_lycoris_strength") for picture in wanted]
     for note in rounded_sizes(config.validation, family.alignment_px):
         console.say(f"note: {note}")
     check_starts(config, family, wanted)
@@ -323,7 +335,7 @@ def render(
         stepped = replace(renderer, after_step=lambda step: bar.advance(0, f"step {step} of {options.validation_num_inference_steps}"))
         for job in jobs:
             image = replace(stepped, text=texts[job.strength].__getitem__).render([job.picture], job.strength, lambda: None)[0]
-            facts = {**facts_of(job.picture), **said, **settings_of(renderer.family.options.model_family, options, job.strength)}
+            facts = {**facts_of(job.picture, renderer.family.options.model_family, options, job.strength), **said}
             with stop.deferred():
                 write_picture(job.file, image, facts)
                 made.append((job, image))
@@ -340,7 +352,7 @@ def compare(made: Sequence[tuple[Job, Image.Image]], strengths: Sequence[float],
     write_picture(file, grid(columns, [f"strength {strength:g}" for strength in strengths], rows), {})
 
 
-def prompts_of(words: Sequence[str], file: Path | None, config: TrainConfig) -> dict[str, str]:
+def prompts_of(words: Sequence[str], file: Path | None, config: TrainConfig) -> dict[str, Prompt]:
     """Prompts as they were given, or else those that the run itself showed, by names that are fit for files.
 
     Args:
@@ -349,19 +361,19 @@ def prompts_of(words: Sequence[str], file: Path | None, config: TrainConfig) -> 
     Raises:
         ConfigError: there is none, or the file cannot be read.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Prompt] = {}
     if file is not None:
         for nickname, prompt in read_prompts(file).items():
-            found[_free(file_name_of(nickname), found)] = prompt
-    for prompt in words:
-        found[_free(file_name_of(prompt)[:NAME_LETTERS], found)] = prompt
+            found[free_name(file_name_of(nickname), found)] = prompt
+    for text in words:
+        found[free_name(file_name_of(text)[:NAME_LETTERS], found)] = Prompt(text)
     found = found or named_prompts(config.validation)
     if not found:
         raise ConfigError("there is no prompt", hint='Give one: simpletuner generate "a photo of a lighthouse", or --prompts FILE.')
     return found
 
 
-def read_prompts(file: Path) -> dict[str, str]:
+def read_prompts(file: Path) -> dict[str, Prompt]:
     """Read nicknames and prompts, or a line a prompt.
 
     Raises:
@@ -371,7 +383,7 @@ def read_prompts(file: Path) -> dict[str, str]:
         found = read_library(file)
     else:
         lines = enumerate(map(str.strip, read_lines(file)), start=1)
-        found = {f"{number:03d}_{line[:NAME_LETTERS]}": line for number, line in lines if line}
+        found = {f"{number:03d}_{line[:NAME_LETTERS]}": Prompt(line) for number, line in lines if line}
     if not found:
         raise ConfigError(f"--prompts {file} has no prompt in it", hint="Write one in each line, or leave --prompts out.")
     return found
@@ -384,9 +396,3 @@ def read_lines(file: Path) -> list[str]:
         raise ConfigError(
             f"--prompts {file} cannot be read: {error}", hint="Give a UTF-8 text with a prompt in each line, or a .json file."
         ) from error
-
-
-def _free(name: str, found: Mapping[str, str]) -> str:
-    while name in found:
-        name += "_"
-    return name

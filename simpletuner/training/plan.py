@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from simpletuner.options.memory import Memory
 from simpletuner.options.train_config import TrainConfig
 from simpletuner.training.building import build_adapter, build_family
 from simpletuner.training.plan_networks import DenoiserBytes, Device, Networks, TextBytes
-from simpletuner.training.plan_step import StepBytes, Streamed, new_garbage_alone
+from simpletuner.training.plan_step import EMA, OPTIMIZER, StepBytes, Streamed, new_garbage_alone
 from simpletuner.types import Size
 
 Counted = dict[Any, tuple[Any, Sequence[str]]]
@@ -39,6 +39,8 @@ class Phase:
     """The most in main memory at a time, the program itself included."""
     parts: Mapping[str, int] = field(default_factory=dict)
     """What the larger of the two is made of, where that is known."""
+    spare_bytes: int = 0
+    """Of main memory, that it does without where there is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +235,14 @@ class Planner:
         return self._phase("validation", peak, self._waiting(offload) + self._average(figures) + WINDOW_BYTES, parts)
 
     def _save_phase(self, figures: StepBytes, offload: Streamed, adapter: Adapter) -> Phase:
-        """Tensors come to main memory to be written: an adapter as a whole, and once more as the bytes of its file."""
-        copied = 4 * figures.trained * (1 if adapter.trains_base else 2)
-        kept = figures.kept - offload.waiting + offload.places
-        return self._phase("save", kept, copied + self._waiting(offload) + self._average(figures), {})
+        """Copies of what is saved wait in main memory to be written, while steps go on: an adapter as a whole, and once more as its file's bytes."""
+        in_files = 4 * figures.trained * (1 if adapter.trains_base else 2)
+        weights, besides = figures.parts["weights"] if adapter.trains_base else 4 * figures.trained, self._waiting(offload) + self._average(figures)
+        copies = weights + sum(figures.parts.get(name, 0) for name in (OPTIMIZER, EMA)) + self._average(figures)
+        resident = offload.places - offload.waiting
+        behind = self._phase("save", figures.peak + resident, figures.host + besides + copies + in_files)
+        between = self._phase("save", figures.kept + resident, besides + in_files)  # two steps, where there is no room for copies
+        return replace(behind, spare_bytes=behind.ram_bytes - between.ram_bytes)
 
     # Small things.
 

@@ -63,9 +63,10 @@ def too_much(plan: Plan, on_card: int | None, in_main: int | None) -> list[str]:
         phase = max(plan.phases, key=lambda one: one.vram_bytes)
         fits = f"`simpletuner plan --fit {math.floor((on_card + CUDA_BYTES) / 1e9)}GB` proposes options with which it fits"
         said.append(f"{_planned(phase.name, phase.vram_bytes)}, and the card has {on_card / 1e9:.1f} GB free; {fits}")
-    if in_main is not None and plan.peak_ram_bytes > in_main:
-        phase = max(plan.phases, key=lambda one: one.ram_bytes)
-        said.append(f"{_planned(phase.name, phase.ram_bytes)} of main memory, of which {in_main / 1e9:.1f} GB are free")
+    phase = max(plan.phases, key=lambda one: one.ram_bytes - one.spare_bytes)
+    needed = phase.ram_bytes - phase.spare_bytes
+    if in_main is not None and needed > in_main:
+        said.append(f"{_planned(phase.name, needed)} of main memory, of which {in_main / 1e9:.1f} GB are free")
     return said
 
 

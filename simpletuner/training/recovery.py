@@ -196,11 +196,16 @@ class Recovery:
             self._is_told = False
             self._warn(f"on another process {self.describe()}")
 
-    def save(self, folder: Path) -> None:
-        """Write what was learned beside a checkpoint; nothing if memory never ran out."""
-        if self.events:
-            learned = {"conditions": self._conditions, "samples_at_once": self.samples_at_once, "events": self.events}
-            (folder / FILE).write_text(json.dumps(learned, indent=2) + "\n", encoding="utf-8")
+    def saving(self) -> Callable[[Path], None]:
+        """Give what writes, at any time, what was learned up to now beside a checkpoint; nothing if memory never ran out."""
+        learned = {"conditions": self._conditions, "samples_at_once": self.samples_at_once, "events": self.events}
+        text = json.dumps(learned, indent=2) + "\n" if self.events else ""
+
+        def write(folder: Path) -> None:
+            if text:
+                (folder / FILE).write_text(text, encoding="utf-8")
+
+        return write
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote, if anything."""

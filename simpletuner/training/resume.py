@@ -12,12 +12,19 @@ from simpletuner.training.checkpoint import Checkpoint, CheckpointFolder
 from simpletuner.training.trainer import Trainer
 
 
-def resume(trainer: Trainer, wanted: str | None, console: Console, movers: Sequence[Callable[[int, Path], None]]) -> str:
+def resume(
+    trainer: Trainer,
+    wanted: str | None,
+    console: Console,
+    movers: Sequence[Callable[[int, Path], None]],
+    droppers: Sequence[Callable[[int], None]] = (),
+) -> str:
     """Bring a trainer to where the run stands.
 
     Args:
         wanted: "latest", a checkpoint's folder name, or nothing for a fresh start.
-        movers: each puts what it found after a step into a folder, both of which it is given.
+        movers: each puts what it found after a step into a folder, both of which it is given, where checkpoints are not continued.
+        droppers: each forgets what it found after a step, where a run was cut off after that.
 
     Returns:
         A line that says where training starts.
@@ -32,6 +39,9 @@ def resume(trainer: Trainer, wanted: str | None, console: Console, movers: Seque
     is_main = trainer.accelerator.is_main_process
     first = checkpoint.step if checkpoint else 0
     aside = trainer.checkpoints.supersede(first) if is_main else None
+    if is_main and aside is None:
+        for drop in droppers:
+            drop(first)
     if aside is not None:
         for move in movers:
             move(first, aside)

@@ -41,6 +41,8 @@ class StopRequest:
         self.how_to_continue = how_to_continue
         self._stopped = stopped
         self.exit_code: int | None = None
+        self.is_urgent = False
+        """Whether a second one came, which waits for nothing."""
         self._is_deferred = False
 
     @property
@@ -82,6 +84,12 @@ class StopRequest:
                 raise
             raise self._before_training() from error
 
+    def at_once(self) -> Stopped:
+        """What a second signal ends with."""
+        assert self.exit_code is not None
+        where = f"The newest checkpoint is from before this step. {self.how_to_continue}"
+        return Stopped("stopped at once by a second signal", where, exit_code=self.exit_code)
+
     def _before_training(self) -> Stopped:
         assert self.exit_code is not None
         if self._stopped is not None:
@@ -90,12 +98,9 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.is_made and self._stopped is None
+        self.is_urgent = again
         self.exit_code = EXIT_CODES[signal.Signals(number)]
         if again:
-            raise Stopped(
-                "stopped at once by a second signal",
-                f"The newest checkpoint is from before this step. {self.how_to_continue}",
-                exit_code=self.exit_code,
-            )
+            raise self.at_once()
         if not self._is_deferred:
             raise self._before_training()

@@ -12,7 +12,7 @@ from simpletuner.optim.rules import trains_in
 from simpletuner.optim.scaling import scaled
 from simpletuner.options.memory import TRAINED, WEIGHTS
 from simpletuner.options.train_config import TrainConfig
-from simpletuner.training.trainer import Pace
+from simpletuner.training.pace import Pace
 
 BUCKETS_SHOWN = 6
 
@@ -70,12 +70,14 @@ def show_start(
     start: str,
     evaluates: str,
     memory: str,
+    products: str = "",
 ) -> None:
     """Print the summary.
 
     Args:
         evaluates: how the held-out loss is measured; empty if it is not.
         memory: what is planned; empty if nothing is.
+        products: which layers multiply in 8 bits; empty if that was not asked.
     """
     steps_per_epoch = batches_per_epoch / (pace.accumulation * config.training.num_processes)
     is_full, batch = config.adapters.model_type == "full", config.training.images_per_step
@@ -89,6 +91,7 @@ def show_start(
         **({"evaluates": evaluates} if evaluates else {}),
         "optimizer": f"{config.optim.optimizer}, rate {scaled(config.optim, batch).learning_rate:g}{of_text(config)}, {config.optim.lr_scheduler}",
         **({"memory": memory} if memory else {}),
+        **({"products": products} if products else {}),
         "start": start,
         "output": ", ".join([str(config.training.output_dir), *rhythm(pace)]),
     }
@@ -109,8 +112,8 @@ def of_text(config: TrainConfig) -> str:
 
 def rhythm(pace: Pace) -> list[str]:
     """When a run saves and looks."""
-    saves = f"a checkpoint every {pace.save_every} steps" if pace.save_every else "a checkpoint at the end"
-    return [saves, f"pictures every {pace.validate_every}"] if pace.validate_every else [saves]
+    saves = f"a checkpoint {pace.save}" if pace.save.is_ever else "a checkpoint at the end"
+    return [saves, f"pictures {pace.validate}"] if pace.validate.is_ever else [saves]
 
 
 def show_end(console: Console, results: Sequence[Path], grid: Path | None, command: str, snippet: str | None, seconds: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from simpletuner.adapters.adapter import Adapter
+from simpletuner.adapters.adapter import Adapter, Keep, Write, as_it_is
 from simpletuner.console import Bar, Console
 from simpletuner.data.loader import Loader
 from simpletuner.errors import MemoryLimitError, SimpleTunerError, Stopped
@@ -27,11 +27,14 @@ from simpletuner.training.agreement import Agreement
 from simpletuner.training.checkpoint import CheckpointFolder
 from simpletuner.training.delivery import Delivery
 from simpletuner.training.ema import Ema
+from simpletuner.training.evaluations import Progress
 from simpletuner.training.gradients import average_over_processes, clip, is_beyond_repair
 from simpletuner.training.meter import Figures, Meter
+from simpletuner.training.pace import Pace
 from simpletuner.training.parts import WHOLE, drawn_as_whole
 from simpletuner.training.recovery import Recovery, updating
 from simpletuner.training.release import Release
+from simpletuner.training.saving import Saver, save_torch
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
@@ -40,20 +43,6 @@ from simpletuner.types import Batch
 NO_PROBE = nullcontext()
 SMOOTHED_STEPS = 20
 """Steps over which the loss and the time in the progress line are averaged; trackers get those of each step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How long a run is and when what is due, all in optimizer steps."""
-
-    total_steps: int
-    accumulation: int
-    save_every: int
-    """0 saves at the end only."""
-    validate_every: int
-    """0 never."""
-    evaluate_every: int | None = None
-    """The last step is always one; 0 is that alone, None not even that."""
 
 
 class Looks(Protocol):
@@ -95,12 +84,16 @@ class Trainer:
         stop: StopRequest,
         autocast: Callable[[], AbstractContextManager[None]],
         release: Release | None = None,
+        on_saved: Callable[[Path], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """
         Args:
             probes: contexts that the first steps are taken in.
             autocast: gives the context in which a batch is trained on.
             release: steps the optimizer in the backward pass, if gradients are not to be held until its end.
+            on_saved: is given the folder of each checkpoint that is finished; see `Saver`.
+            progress: tells after evaluations whether the run may end before its last step.
         """
         self.step, self.adapter, self.optimizer, self.schedule, self.optim = step, adapter, optimizer, schedule, optim
         self.scaler, self.ema, self.loader, self.pace, self.state = scaler, ema, loader, pace, state
@@ -111,6 +104,8 @@ class Trainer:
         self.parameters = list(adapter.parameters().values())
         self.meter, self.delivery = Meter(), Delivery(step.device)
         self.agreement = Agreement(accelerator, step.device, lambda: stop.exit_code)
+        self.saver = Saver(checkpoints, step.device, console, stop, on_saved)
+        self.progress, self.ends_early = progress, False
         self.recent: deque[Figures] = deque(maxlen=SMOOTHED_STEPS)
 
     def run(self) -> None:
@@ -118,6 +113,7 @@ class Trainer:
 
         Raises:
             Stopped: a signal came; the state was saved.
+            OSError: a checkpoint cannot be written.
             SimpleTunerError: the loss or a gradient is not finite.
         """
         batches = self.batches()
@@ -125,6 +121,7 @@ class Trainer:
             closing(self.trackers),
             closing(batches),
             self.stop.deferred(),
+            self.saver.running(),
             self.console.bar("training", self.pace.total_steps, "steps", self.state.step) as bar,
         ):
             for look in self._looks_at(self.state.step) if self.state.step else ():
@@ -132,13 +129,15 @@ class Trainer:
                     look.catch_up(self.state.step)
                 self._end_if_asked(self.agreement.now())
             self.meter.restart_clock()
-            while self.state.step < self.pace.total_steps:
+            self.ends_early = self.state.step < self.pace.total_steps and self.progress is not None and self.progress.is_over()
+            while self.state.step < self.pace.total_steps and not self.ends_early:
                 self.advance(batches, bar)
 
     def advance(self, batches: Iterator[Batch], bar: Bar) -> None:
         """Take one optimizer step and do what is due after it."""
         with next(self.probes, NO_PROBE):
             figures = self._optimizer_step(batches)
+        self.saver.check()
         self._report(figures, bar)
         self._do_what_is_due(bar)
 
@@ -192,7 +191,7 @@ class Trainer:
         except MemoryLimitError:
             is_torn = self.release is not None and self.release.is_torn
             if self.accelerator.num_processes == 1 and number and not is_torn:  # others would wait for ever
-                self.save()
+                self.save(is_last=True)
             raise
         figures = self.recovery.figures()
         if figures:
@@ -229,6 +228,7 @@ class Trainer:
 
     def _fail(self, figures: Figures) -> None:
         what = "gradient norm" if math.isfinite(figures.loss) else "loss"
+        self.saver.settle()
         last = self.checkpoints.latest()
         kept = f"The last good checkpoint is {last.folder.name}" if last else "No checkpoint was written yet"
         raise SimpleTunerError(
@@ -239,7 +239,7 @@ class Trainer:
 
     def _do_what_is_due(self, bar: Bar) -> None:
         step = self.state.step
-        saves, looks = step == self.pace.total_steps or _is_due(step, self.pace.save_every), self._looks_at(step)
+        saves, looks = step == self.pace.total_steps or self.pace.save.is_due(step), self._looks_at(step)
         # What is due waits for the device anyway, so that a stop may be asked for at once; otherwise it comes a step later where there are others.
         stop_code = self.agreement.now() if saves or looks else self.agreement.after_step()
         saves, looks = saves or stop_code is not None, looks if stop_code is None else []
@@ -247,47 +247,83 @@ class Trainer:
             return
         self._report(self.meter.take(), bar)
         if saves:
-            self.save()
+            self.save(is_last=stop_code is not None)
         for look in looks:
             if stop_code is None:
                 with averaged(self.optimizer):
                     look.validate(step)
                 stop_code = self.agreement.now()  # a signal ends the pictures early
         self._end_if_asked(stop_code)
+        if looks and self.progress is not None:
+            self.progress.note()
+            if step < self.pace.total_steps and self.progress.is_over():
+                self._end_early(looks)
         self.meter.restart_clock()
+
+    def _end_early(self, looked: Sequence[Looks]) -> None:
+        """Do what is due at the end, and take no further step."""
+        self.save(is_last=True)
+        due = [*([self.evaluator] if self.pace.evaluate is not None else []), *([self.validator] if self.pace.validate.is_ever else [])]
+        for look in [one for one in due if one not in looked]:
+            with averaged(self.optimizer):
+                look.validate(self.state.step)
+            self._end_if_asked(self.agreement.now())
+        self.ends_early = True
 
     def _looks_at(self, step: int) -> list[Looks]:
         """Who looks at what the training has come to after this step."""
         is_last, pace = step == self.pace.total_steps, self.pace
-        evaluates = pace.evaluate_every is not None and (is_last or _is_due(step, pace.evaluate_every))
-        validates = pace.validate_every > 0 and (is_last or _is_due(step, pace.validate_every))
+        evaluates = pace.evaluate is not None and (is_last or pace.evaluate.is_due(step))
+        validates = pace.validate.is_ever and (is_last or pace.validate.is_due(step))
         return [*([self.evaluator] if evaluates else []), *([self.validator] if validates else [])]
 
     def _end_if_asked(self, exit_code: int | None) -> None:
         if exit_code is None:
             return
-        self.save()  # does nothing where this step is saved already
+        self.save(is_last=True)  # does nothing where this step is saved already
         where = f"stopped at step {self.state.step} of {self.pace.total_steps}; everything is saved"
         raise Stopped(where, self.stop.how_to_continue, exit_code=exit_code)
 
-    def save(self) -> None:
-        """Write a checkpoint of the state in hand. All processes call it; the first one writes."""
-        self.recovery.agree(self.accelerator)
-        self.trackers.flush()  # a run that goes on from here appends to what they hold
-        if self.accelerator.is_main_process:
-            self.checkpoints.save(self.state.step, self._write)
-        self.accelerator.wait_for_everyone()
+    def save(self, *, is_last: bool = False) -> None:
+        """Have a checkpoint of the state in hand written. All processes call it; the first one writes, and nobody waits.
 
-    def _write(self, folder: Path) -> None:
-        self.state.save(folder)
-        self.recovery.save(folder)
-        with averaged(self.optimizer):
-            self.adapter.save(folder, {**self.metadata, "step": str(self.state.step)})
+        Args:
+            is_last: the run ends here, and all wait until it is there.
+        """
+        self.recovery.agree(self.accelerator)
+        if self.accelerator.is_main_process:
+            self.saver.save(self.state.step, self._content, is_last=is_last)
+        if is_last:
+            self.accelerator.wait_for_everyone()
+
+    def _content(self, keep: Keep) -> Sequence[Write]:
+        """Take hold of all that a checkpoint holds, and give what writes it."""
+        metadata = {**self.metadata, "step": str(self.state.step)}
+
+        def write_adapter(folder: Path) -> None:
+            with averaged(self.optimizer):  # after which the weights are other ones
+                self.adapter.saving(metadata, as_it_is)(folder)
+
+        adapter: Write = write_adapter
+        if keep is not as_it_is:
+            with averaged(self.optimizer):
+                adapter = self.adapter.saving(metadata, keep)
         saved = {"name": self.optim.optimizer, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        save_torch({**saved, "trained": trained_values(self.optimizer), "weights": self._held_in()}, folder / "optimizer.pt")
-        if self.ema is not None:
-            save_torch(self.ema.state_dict(), folder / "ema.pt")
-        self.write_extras(folder)
+        kept = keep({**saved, "trained": trained_values(self.optimizer), "weights": self._held_in()})
+        average = keep(self.ema.state_dict()) if self.ema is not None else None
+
+        def write_state(folder: Path) -> None:
+            save_torch(kept, folder / "optimizer.pt", self.saver.go_on)
+            if average is not None:
+                save_torch(average, folder / "ema.pt", self.saver.go_on)
+
+        def flush_trackers(folder: Path) -> None:
+            self.trackers.flush()  # a run that goes on from here appends to what they hold
+
+        def tell(folder: Path) -> None:
+            self.trackers.events.stage("checkpoint_save")
+
+        return [tell, self.state.save, self.recovery.saving(), adapter, write_state, self.write_extras, flush_trackers]
 
     def _held_in(self) -> str:
         """The formats of what is trained."""
@@ -301,7 +337,7 @@ class Trainer:
             self.console.warn("the checkpoint has no averaged weights: the average starts from the trained ones")
 
     def restore(self, folder: Path) -> None:
-        """Take everything back from a checkpoint that `_write` filled, and verified."""
+        """Take everything back from a checkpoint with this `_content`, verified."""
         self.state = TrainState.load(folder)
         self.recovery.load(folder)
         self.adapter.load(folder)
@@ -318,13 +354,3 @@ class Trainer:
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self._restore_average(self.ema, folder / "ema.pt")
-
-
-def save_torch(content: object, path: Path) -> None:
-    """Write through Python's own file, whose errors say what is wrong; torch's writer hides a full disk."""
-    with path.open("wb") as file:
-        torch.save(content, file)
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,14 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from simpletuner.adapters.effect import Effect
 from simpletuner.models.family import ModelFamily
+from simpletuner.models.samplers import use_sampler
 from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.validation import Validation
 from simpletuner.training.assistant import Assistant
@@ -25,6 +28,11 @@ from simpletuner.training.clock import Clock, clocked
 from simpletuner.training.prompts import Picture
 from simpletuner.training.step import resting
 
+FORMATS = {".webp": "WEBP", ".jpg": "JPEG"}
+"""What Pillow calls the formats of files besides PNG."""
+SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+"""Of files, by `validation_image_format`."""
+FactsOf = Callable[[Picture], Mapping[str, str]]
 BASE_LABEL = "base"
 """Names the pictures of the untouched model; those after n steps are named by `label_of`."""
 COLUMNS_SHOWN, THUMBNAIL_PX = 12, 256
@@ -33,6 +41,19 @@ LABEL_PX = 16
 """Height of the line of text above a grid's pictures."""
 TEXT_PX, TEXT_LETTERS, LINE_PX = 112, 17, 13
 """Width of the prompts before a grid's rows, letters that fit it, and height of a line."""
+
+
+class Watcher(Protocol):
+    """Sees pictures while they are being made."""
+
+    def at_step(self, step: int) -> None:
+        """Learn how many optimizer steps the pictures that follow have behind them."""
+
+    def begin(self, vae: nn.Module) -> None:
+        """Make ready, with the VAE that will decode the pictures."""
+
+    def take(self, picture: Picture, done: int, latents: Tensor) -> None:
+        """See what a picture has come to after so many sampling steps; `latents` are as its pipeline holds them."""
 
 
 class Interrupted(Exception):
@@ -59,6 +80,8 @@ class Renderer:
     """Asked between sampling steps; once it says yes, rendering ends with `Interrupted`."""
     after_step: Callable[[int], None] | None = None
     """Told how many sampling steps of a picture are done."""
+    previews: Watcher | None = None
+    """Is shown pictures while they are being made."""
 
     def render(self, pictures: Sequence[Picture], strength: float, done: Callable[[], None]) -> list[Image.Image]:
         """Render pictures one by one, each from its own seed.
@@ -91,13 +114,21 @@ class Renderer:
                 self.assistant.in_pictures(),
                 self.attention.in_pictures(),
             ):
-                pipeline = self.family.pipeline(self.denoiser, self.load_vae(), self.diffusion)
+                vae = self.load_vae()
+                if self.previews is not None:
+                    self.previews.begin(vae)
+                pipeline = self.family.pipeline(self.denoiser, vae, self.diffusion)
                 pipeline.set_progress_bar_config(disable=True)
-                yield partial(self._render_one, pipeline)
+                if self.options.validation_noise_scheduler and self.family.objective == "denoising":
+                    use_sampler(pipeline, self.options.validation_noise_scheduler)
+                yield partial(self._render_one, pipeline, strength)
         finally:
             self.adapter.set_strength(1.0)
 
-    def _render_one(self, pipeline: Callable[..., object], picture: Picture) -> Image.Image:
+    def _render_one(self, pipeline: Callable[..., object], strength: float, picture: Picture) -> Image.Image:
+        if strength and not self.adapter.trains_base:  # that of a picture of its own is no business of the untouched model
+            self.adapter.set_strength(picture.changes.get("validation_lycoris_strength", strength))
+        options = picture.options(self.options)
         inputs = self.family.pipeline_inputs(self._batched(picture.prompt), self._batched(picture.negative_prompt))
         start = {} if picture.start is None else {"image": picture.start, "strength": self.family.start_strength(self.diffusion)}
         with clocked(pipeline, self.denoiser, self.adapter) as clock:
@@ -106,19 +137,21 @@ class Renderer:
                 **start,
                 width=picture.size.width,
                 height=picture.size.height,
-                num_inference_steps=self.options.validation_num_inference_steps,
-                **self.family.guidance_arguments(self.options),
+                num_inference_steps=options.validation_num_inference_steps,
+                **self.family.guidance_arguments(options),
                 generator=torch.Generator().manual_seed(picture.seed),
-                **self.family.pipeline_callback(partial(self._after_sampling_step, clock)),
+                **self.family.pipeline_callback(partial(self._after_sampling_step, clock, picture)),
             )
         return result.images[0]  # type: ignore[attr-defined]
 
-    def _after_sampling_step(self, clock: Clock, index: int) -> None:
+    def _after_sampling_step(self, clock: Clock, picture: Picture, index: int, latents: Tensor) -> None:
         if self.is_stopped():
             raise Interrupted
         clock.after_step(index)
         if self.after_step is not None:
             self.after_step(index + 1)
+        if self.previews is not None:
+            self.previews.take(picture, index + 1, latents)
 
     def _batched(self, prompt: str) -> dict[str, Tensor]:
         """Embeddings in the denoiser's precision, which is another than the text encoders' where all weights are trained."""
@@ -131,74 +164,98 @@ class Gallery:
     """The pictures of a run on disk: one file each, a grid per step, and one grid over all steps."""
 
     folder: Path
-    settings: Mapping[str, str]
-    """Written into every picture beside its prompt and seed."""
+    suffix: str = ".png"
+    """Of single pictures; grids are always PNG."""
+    quality: int = 90
+    """Of formats that lose something."""
 
     @property
     def grid(self) -> Path:
         """Where the grid over all steps is, once there is one: a row a picture, a column a step."""
         return self.folder / "grid.png"
 
-    def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> Image.Image:
+    def add(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image], facts: FactsOf) -> Image.Image:
         """Write the pictures of one validation, renew the grids, and give the one over all steps."""
-        self.write(step, label, pictures, images)
+        self.write(step, label, pictures, images, facts)
         own = grid([list(images)], [label], [picture.prompt for picture in pictures])
         write_picture(self.folder / f"{label}_grid.png", own, {"step": str(step)})
         table = self._all_steps(step, pictures)
         write_picture(self.grid, table, {"step": str(step)})
         return table
 
-    def write(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> None:
-        """Write pictures alone, as where some of a validation are missing."""
+    def write(self, step: int, label: str, pictures: Sequence[Picture], images: Sequence[Image.Image], facts: FactsOf) -> None:
+        """Write pictures alone, as where some of a validation are missing.
+
+        Args:
+            facts: gives what the file of a picture says of it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for picture, image in zip(pictures, images):
-            write_picture(self.folder / f"{label}_{picture.file_stem}.png", image, {**facts_of(picture), "step": str(step), **self.settings})
+            write_picture(self._file(label, picture), image, {**facts(picture), "step": str(step)}, self.quality)
 
     def has(self, label: str, pictures: Sequence[Picture]) -> bool:
         """Whether the pictures of a validation are all there; the grid of their step is written after them."""
-        return all((self.folder / f"{label}_{stem}.png").is_file() for stem in (*(picture.file_stem for picture in pictures), "grid"))
+        files = [self._file(label, picture) for picture in pictures]
+        return all(file.is_file() for file in (*files, self.folder / f"{label}_grid.png"))
+
+    def _file(self, label: str, picture: Picture) -> Path:
+        return self.folder / f"{label}_{picture.file_stem}{self.suffix}"
 
     def move_later(self, step: int, aside: Path) -> None:
         """Move the pictures after `step` to another folder, so that those of a run given up do not stand among this one's."""
-        for path in sorted(self.folder.glob("step_*.png")):
+        for path in sorted(self.folder.glob("step_*")):
             if step_of(path.name) > step:
                 aside.mkdir(parents=True, exist_ok=True)
                 path.replace(aside / path.name)
 
     def _all_steps(self, step: int, pictures: Sequence[Picture]) -> Image.Image:
         """Every label up to `step` that has all its pictures: the base first, then the newest, in small."""
-        first = pictures[0].file_stem
-        labels = [path.name[: -len(f"_{first}.png")] for path in self.folder.glob(f"*_{first}.png")]
+        ending = f"_{pictures[0].file_stem}{self.suffix}"
+        labels = [path.name[: -len(ending)] for path in self.folder.iterdir() if path.name.endswith(ending)]
         kept = [label for label in sorted(labels, key=lambda label: (step_of(label), label)) if step_of(label) <= step and self.has(label, pictures)]
         kept = kept[:1] + kept[1:][-COLUMNS_SHOWN:]
-        columns = [[_small(self.folder / f"{label}_{picture.file_stem}.png") for picture in pictures] for label in kept]
+        columns = [[_small(self._file(label, picture)) for picture in pictures] for label in kept]
         return grid(columns, kept, [picture.prompt for picture in pictures])
 
 
-def facts_of(picture: Picture) -> dict[str, str]:
-    """What a picture's file says of it, besides the settings that it has in common with others."""
-    return {"prompt": picture.prompt, "negative_prompt": picture.negative_prompt, "seed": str(picture.seed)}
+def facts_of(picture: Picture, model_family: str, common: Validation, strength: float) -> dict[str, str]:
+    """What a picture's file says of it.
 
-
-def settings_of(model_family: str, options: Validation, strength: float) -> dict[str, str]:
-    """What the files of pictures say that were rendered together."""
+    Args:
+        strength: of the adapter, for pictures that have none of their own; 0 is the base model.
+    """
+    options = picture.options(common)
     real = options.validation_guidance_real
+    strength = picture.changes.get("validation_lycoris_strength", strength) if strength else strength
     return {
+        "prompt": picture.prompt,
+        "negative_prompt": picture.negative_prompt,
+        "seed": str(picture.seed),
         "model": model_family,
-        "guidance": f"{options.validation_guidance:g}",
+        **({} if options.validation_guidance is None else {"guidance": f"{options.validation_guidance:g}"}),
         **({"real_guidance": f"{real:g}"} if real != 1 else {}),
+        **({"guidance_rescale": f"{options.validation_guidance_rescale:g}"} if options.validation_guidance_rescale else {}),
+        **({"sampler": options.validation_noise_scheduler} if options.validation_noise_scheduler else {}),
         "inference_steps": str(options.validation_num_inference_steps),
         "strength": f"{strength:g}",
     }
 
 
-def write_picture(path: Path, image: Image.Image, facts: Mapping[str, str]) -> None:
-    """Write a PNG with text in it; the file is there whole or not at all."""
-    info = PngInfo()
-    for key, value in facts.items():
-        info.add_itxt(key, value)
+def write_picture(path: Path, image: Image.Image, facts: Mapping[str, str], quality: int = 90) -> None:
+    """Write a picture with text in it, in the format of its suffix; the file is there whole or not at all.
+
+    A PNG has a text for each fact. Other formats have them as JSON in the description of Exif, in ASCII, which is all that it is made for.
+    """
     staged = path.with_name(path.name + ".tmp")
-    image.save(staged, format="PNG", pnginfo=info)
+    if path.suffix == ".png":
+        info = PngInfo()
+        for key, value in facts.items():
+            info.add_itxt(key, value)
+        image.save(staged, format="PNG", pnginfo=info)
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = json.dumps(facts)
+        image.save(staged, format=FORMATS[path.suffix], quality=quality, exif=exif)
     staged.replace(path)
 
 

@@ -19,14 +19,16 @@ from simpletuner.training.caching import Vae
 from simpletuner.training.ema import Ema
 from simpletuner.training.prompts import Picture
 from simpletuner.training.recovery import attempt_twice
-from simpletuner.training.validation import BASE_LABEL, Gallery, Interrupted, Renderer, label_of, settings_of
+from simpletuner.training.scoring import Scoring
+from simpletuner.training.sharing import Share, of_first
+from simpletuner.training.validation import BASE_LABEL, SUFFIXES, Gallery, Interrupted, Renderer, facts_of, label_of
 
 NAMED = 5
 """Pictures that a message names."""
 
 
 class Validator:
-    """Renders on the main process; the others wait. Never touches what training computes."""
+    """Renders, on all processes or on the first one, which writes. Never touches what training computes."""
 
     def __init__(
         self,
@@ -44,8 +46,10 @@ class Validator:
         self._options, self._memory, self._ema = config.validation, config.memory, ema
         self._trains_base = renderer.adapter.trains_base
         self._trackers, self._accelerator, self._console = trackers, accelerator, console
-        settings = settings_of(config.models.model_family, config.validation, config.validation.validation_lycoris_strength)
-        self._gallery = Gallery(output_dir / "validation_images", settings)
+        self._family, options = config.models.model_family, config.validation
+        self._gallery = Gallery(output_dir / "validation_images", SUFFIXES[options.validation_image_format], options.validation_image_quality)
+        self._scoring = Scoring(options, output_dir, accelerator.device, trackers, console)
+        self._share = Share(accelerator) if options.validation_multigpu == "batch-parallel" else None
 
     def before_training(self, step: int) -> None:
         """Render the base model once a run, so that later pictures have something to stand beside; and the start, if asked.
@@ -56,6 +60,7 @@ class Validator:
         if self._renders:
             missing: list[str] = []
             if step == 0 and not self._options.disable_benchmark:
+                self._trackers.events.stage("benchmark_base_model")
                 strength = 1.0 if self._trains_base else 0.0  # before its first step a full model is the base
                 missing += self._show(0, BASE_LABEL, strength, nullcontext())
             if self._options.validation_on_startup:
@@ -91,9 +96,8 @@ class Validator:
 
     def catch_up(self, step: int) -> None:
         """Render the pictures of a step at which they were due, if the run ended before it came to them."""
-        if self._renders and all(self._gallery.has(label, self._pictures) for label, _ in self._views(step)):
-            self._accelerator.wait_for_everyone()
-        else:
+        is_there = bool(self._pictures) and all(self._gallery.has(label, self._pictures) for label, _ in self._views(step))
+        if not of_first(self._accelerator, is_there):
             self.validate(step)
 
     def move_later(self, step: int, aside: Path) -> None:
@@ -110,10 +114,11 @@ class Validator:
 
     @property
     def _renders(self) -> bool:
-        return bool(self._pictures) and self._accelerator.is_main_process
+        return bool(self._pictures) and (self._accelerator.is_main_process or self._share is not None)
 
     def _show_all(self, step: int) -> list[str]:
         """Render all that is to be seen of a step; gives what memory did not suffice for."""
+        self._trackers.events.looks(step)
         strength = 1.0 if self._trains_base else self._options.validation_lycoris_strength
         return [name for label, weights in self._views(step) for name in self._show(step, label, strength, weights)]
 
@@ -127,18 +132,36 @@ class Validator:
 
     def _show(self, step: int, label: str, strength: float, weights: AbstractContextManager[None]) -> list[str]:
         """Render and keep the pictures of one label; gives the names of those that memory did not suffice for."""
-        made: list[tuple[Picture, Image]] = []
+        if self._renderer.previews is not None:
+            self._renderer.previews.at_step(step)
+        render = partial(self._render, label, strength, weights)
+        images = render(self._pictures) if self._share is None else self._share.map(render, self._pictures)
+        made = [(picture, image) for picture, image in zip(self._pictures, images, strict=True) if image is not None]
+        failure: Exception | None = None
         try:
-            with weights, self._console.bar(f"pictures {label}", len(self._pictures), "pictures") as bar, self._renderer.at(strength) as render:
-                for picture in self._pictures:
-                    image = attempt_twice(partial(render, picture))
-                    made += [(picture, image)] if image is not None else []
+            if self._accelerator.is_main_process:
+                self._keep(step, label, strength, made)
+        except Stopped:
+            raise
+        except Exception as error:  # others are not to wait for this one at what comes next
+            failure = error
+        if self._share is not None:
+            self._share.agree(failure)
+        elif failure is not None:
+            raise failure
+        return [f"{label}_{picture.file_stem}" for picture, image in zip(self._pictures, images, strict=True) if image is None]
+
+    def _render(self, label: str, strength: float, weights: AbstractContextManager[None], pictures: Sequence[Picture]) -> list[Image | None]:
+        """Render pictures here; None is one that memory did not suffice for."""
+        images: list[Image | None] = []
+        try:
+            with weights, self._console.bar(f"pictures {label}", len(pictures), "pictures") as bar, self._renderer.at(strength) as render:
+                for picture in pictures:
+                    images.append(attempt_twice(partial(render, picture)))
                     bar.advance()
         finally:
             self._vae.release()
-        self._keep(step, label, made)
-        there = {picture.file_stem for picture, _ in made}
-        return [f"{label}_{picture.file_stem}" for picture in self._pictures if picture.file_stem not in there]
+        return images
 
     def _advice(self) -> str:
         """What helps where one picture is too much, the cheapest first."""
@@ -154,16 +177,19 @@ class Validator:
         """What tells pictures of one step apart in trackers."""
         return "_base" if label == BASE_LABEL else "_ema" if label.endswith("_ema") else ""
 
-    def _keep(self, step: int, label: str, made: Sequence[tuple[Picture, Image]]) -> None:
+    def _keep(self, step: int, label: str, strength: float, made: Sequence[tuple[Picture, Image]]) -> None:
         """Write the pictures that there are; into the grids go those of a step that has all of them."""
-        images = [image for _, image in made]
+        images, facts = [image for _, image in made], partial(facts_of, model_family=self._family, common=self._options, strength=strength)
         named = {f"{picture.file_stem}{self._suffix(label)}": image for picture, image in made}
         if len(made) == len(self._pictures):
-            named["grid"] = self._gallery.add(step, label, self._pictures, images)
+            named["grid"] = self._gallery.add(step, label, self._pictures, images, facts)
         elif made:
-            self._gallery.write(step, label, [picture for picture, _ in made], images)
+            self._gallery.write(step, label, [picture for picture, _ in made], images, facts)
         if named:
-            self._trackers.images(step, named)
+            prompts = {f"{picture.file_stem}{self._suffix(label)}": picture.prompt for picture, _ in made}
+            self._trackers.images(step, named, prompts)
+        if len(made) == len(self._pictures):  # a mean of fewer could not be laid beside the others
+            self._scoring.score(step, [picture.prompt for picture, _ in made], images, "_ema" if label.endswith("_ema") else "")
 
 
 def _named(pictures: Sequence[str]) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from lycoris.modules.locon import LoConModule
+from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from torch import Tensor, nn
 
-from simpletuner.adapters import factored
+from simpletuner.adapters import added_product
 from simpletuner.adapters.factored import Factored, quicken
 
 WHOLE = {"lora_dim": 10000, "factor": 4}
@@ -22,11 +23,14 @@ LINEAR = {
     "lokr, both of a rank": (LokrModule, lambda: nn.Linear(48, 64), {"lora_dim": 1, "alpha": 0.5, "factor": 4, "decompose_both": True}),
     "lokr, groups of unlike numbers": (LokrModule, lambda: nn.Linear(18, 40), {"lora_dim": 10000, "factor": 5}),
     "lora": (LoConModule, lambda: nn.Linear(24, 48), {"lora_dim": 4, "alpha": 2}),
+    "loha": (LohaModule, lambda: nn.Linear(24, 48), {"lora_dim": 2, "alpha": 3}),
 }
 CONVOLUTIONS = {
     "lokr": (LokrModule, lambda: nn.Conv2d(16, 24, 1), WHOLE),
     "lokr, a window": (LokrModule, lambda: nn.Conv2d(24, 16, 3, stride=2, padding=1), WHOLE),
     "lokr, a window and a rank": (LokrModule, lambda: nn.Conv2d(16, 32, 3, padding=1), {"lora_dim": 2, "alpha": 3, "factor": 2}),
+    "loha": (LohaModule, lambda: nn.Conv2d(24, 16, 1), {"lora_dim": 2, "alpha": 1}),
+    "loha, a window": (LohaModule, lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), {"lora_dim": 2, "alpha": 3}),
     "lora, a window": (LoConModule, lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), {"lora_dim": 4, "alpha": 2}),
 }
 CASES = LINEAR | {f"convolution, {name}": case for name, case in CONVOLUTIONS.items()}
@@ -60,6 +64,9 @@ def change_of(module: Any) -> Tensor:
     if isinstance(module, LoConModule):
         up, down = parts["lora_up.weight"], parts["lora_down.weight"]
         return (up.flatten(1) @ down.flatten(1)).view(module.shape) * module.scale
+    if isinstance(module, LohaModule):
+        both = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+        return both.view(module.shape) * module.scale
     left = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
     right = parts["lokr_w2"] if "lokr_w2" in parts else parts["lokr_w2_a"] @ parts["lokr_w2_b"]
     right = right.view(right.shape[0], -1, *module.shape[2:])
@@ -127,7 +134,7 @@ def test_more_tokens_than_one_call_takes_give_the_same_answer_and_gradients(case
     layer, module = make(case, torch.float64)
     x = inputs(layer, torch.float64)  # of 10 tokens
     wanted = [layer(x), *torch.autograd.grad(layer(x).square().sum(), [x, *module.parameters()])]
-    monkeypatch.setattr(factored, "MOST_PRODUCTS", 4)
+    monkeypatch.setattr(added_product, "MOST_PRODUCTS", 4)
     counts: list[int] = []
     for name in ("bmm", "baddbmm"):
         product = getattr(torch, name)
@@ -135,7 +142,7 @@ def test_more_tokens_than_one_call_takes_give_the_same_answer_and_gradients(case
 
     found = [layer(x), *torch.autograd.grad(layer(x).square().sum(), [x, *module.parameters()])]
 
-    assert set(counts) == (set() if case == "lora" else {4, 2})
+    assert set(counts) == ({4, 2} if case.startswith("lokr") else set())
     assert all(map(torch.allclose, found, wanted))
 
 
@@ -160,3 +167,13 @@ def test_what_is_not_computed_here_is_left_to_the_library(settings):
     quicken([module])
 
     assert not isinstance(module.bypass_forward, Factored)
+
+
+def test_a_loha_whose_ranks_multiply_to_more_than_half_of_the_layer_is_left_to_the_library():
+    found = {}
+    for rank in (2, 3):
+        module = LohaModule("layer", nn.Linear(24, 24), 1.0, bypass_mode=True, lora_dim=rank)
+        quicken([module])
+        found[rank] = isinstance(module.bypass_forward, Factored)
+
+    assert found == {2: True, 3: False}  # 4 (24 + 24) <= 24 24 / 2 < 9 (24 + 24)

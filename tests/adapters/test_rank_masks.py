@@ -187,7 +187,8 @@ def test_a_saved_adapter_is_read_back_as_it_was_with_its_own_alpha(trained, make
     for one in (adapter, again):
         one.at_time(TIMES)
     assert torch.equal(run(fresh), run(denoiser))
-    assert all(torch.equal(value, again._tensors()[name]) for name, value in adapter._tensors().items())
+    saved, read = (one._in_file(one._state()) for one in (adapter, again))
+    assert all(torch.equal(value, read[name]) for name, value in saved.items())
 
 
 def test_the_snippet_masks_as_training_did_and_says_why(trained):

@@ -70,6 +70,8 @@ def write_run(folder: Path, *, pictures: int = 6, datasets: list[dict[str, Any]]
         "seed": 7,
         "torch_num_threads": 1,
         "plan_memory": False,
+        "run_report": False,
+        "eight_bit_products": "all",
         **options,
     }
     path = folder / "config.json"

@@ -176,7 +176,8 @@ def test_no_token_is_written_or_shown(tmp_path, monkeypatch, capsys):
 
     said = capsys.readouterr().out
     assert "secret" not in said + "".join(path.read_text() for path in (tmp_path / "config" / "run").iterdir())
-    assert "--hub_token" in said and "--push_to_hub" in said
+    assert "--hub_token" in said and "set the variable HF_TOKEN" in " ".join(said.split())
+    assert json.loads((tmp_path / "config/run/config.json").read_text())["push_to_hub"] is True
 
 
 def test_dreambooth_becomes_one_dataset_or_two():
@@ -244,6 +245,9 @@ def test_the_line_of_the_readme_for_flux_is_the_same_job(tmp_path, monkeypatch):
         "validation_num_inference_steps": 28,
         "validation_resolution": "1024",
         "vae_dtype": "bf16",
+        "push_to_hub": True,
+        "validation_step_interval": 0,
+        "validation_epoch_interval": 25,
     }
     assert {key: config[key] for key in told} == told
     assert config["optimizer_config"] | {"decouple": True, "safeguard_warmup": True} == config["optimizer_config"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,18 @@ from torch.nn import functional as F
 
 from simpletuner.memory import compiling
 from simpletuner.memory.checkpointing import Recomputed
-from simpletuner.memory.compiling import Compiler, missing_for
+from simpletuner.memory.compiling import CompiledForward, Compiler, missing_for
 from simpletuner.memory.offload import Offload
+from simpletuner.models.offline import config_here
+from simpletuner.options.diffusion import Diffusion
 from simpletuner.options.memory import Memory
+from simpletuner.training.objective import loss_of
+from simpletuner.training.plan_step import shaped_batch
+from simpletuner.training.step import Step
+from simpletuner.types import Batch, Size
+from tests.builders.adapted import LOKR, adapt
+from tests.builders.quantised import quantise
+from tests.training.families import family
 
 WIDTH, HEADS = 16, 2
 SIZES = ((24, 5), (35, 7), (48, 5), (24, 9), (35, 5), (24, 5))
@@ -27,6 +37,7 @@ def nothing_compiled() -> Iterator[None]:
     counters.clear()
     yield
     torch._dynamo.reset()
+    torch._functorch.config.activation_memory_budget = 1.0
 
 
 class Block(nn.Module):
@@ -75,9 +86,9 @@ class Network(nn.Module):
         return [loss.detach(), *torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)]
 
 
-def compiled(said: list[str] | None = None, backend: str = "aot_eager", **settings) -> Network:
+def compiled(said: list[str] | None = None, backend: str = "aot_eager", memory_budget: float = 1.0, **settings) -> Network:
     network = Network(**settings).train()
-    Compiler(backend, (said if said is not None else []).append).attach(network)
+    Compiler(backend, (said if said is not None else []).append, memory_budget=memory_budget).attach(network)
     return network
 
 
@@ -94,6 +105,80 @@ def test_equal_blocks_share_one_graph_for_all_sizes():
 
     assert counters["stats"]["unique_graphs"] == 1
     assert list(network.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("name", [pytest.param("auraflow", marks=pytest.mark.slow), "sdxl"])
+def test_pictures_of_other_sizes_compile_nothing_anew_in_a_denoiser_with_an_adapter(name, tmp_path):
+    """Tokens in a transformer, pictures in a U-Net: the first size compiles all that two epochs of mixed sizes need."""
+    step, batches = adapted_step(name, tmp_path, [Size(32, 48), Size(48, 32), Size(48, 64), Size(32, 32)])
+    blocks = Compiler("eager", pytest.fail).attach(step.denoiser)
+
+    graphs = []
+    for batch in batches * 2:
+        step.losses(batch, 0, 0).sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    assert graphs[0] and set(graphs) == {graphs[0]}
+    assert {type(block) for block in blocks} == {CompiledForward}
+
+
+def adapted_step(name: str, folder: Path, sizes: list[Size]) -> tuple[Step, list[Batch]]:
+    """A step of a tiny model with a LoKr, and a batch of each size."""
+    built, diffusion = family(name), Diffusion()
+    denoiser = built.load_denoiser(torch.float32, 0).train()
+    adapter = adapt(denoiser, built, "lycoris", folder, {**LOKR, "dropout": 0})
+    process = built.process(diffusion)
+    step = Step(built, denoiser, adapter, process, loss_of(diffusion, process), torch.device("cpu"), 5, 0, draws_latents=True)
+    text = built.text_shapes([config_here(built.source.part(part)) for part in built.parts if part.startswith("text_encoder")])
+    return step, [shaped_batch(built, text, size, 2) for size in sizes]
+
+
+class Halves(Block):
+    """Gives pictures and captions apart, as parts of one tensor."""
+
+    def forward(self, tokens: Tensor, *, text: Tensor) -> Tensor:
+        both = super().forward(torch.cat([text, tokens], dim=1), text=text)
+        return both[:, : text.shape[1]], both[:, text.shape[1] :]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("precision", "mode"), [("int8-quanto", "selective"), ("int8-torchao", "kept")])
+def test_a_quantised_block_that_gives_two_parts_of_one_tensor_is_compiled(precision, mode):
+    """As Flux's single blocks are."""
+    networks = []
+    for _ in range(2):
+        network = Network(kinds=(Halves,)).train()
+        quantise(network.blocks, precision)
+        network.call = Recomputed(keeps_attention=True) if mode == "selective" else network.call
+        networks.append(network)
+    network, plain = networks
+    Compiler("aot_eager", pytest.fail).attach(network)
+
+    def numbers(network: Network) -> list[Tensor]:
+        tokens = network.entry(torch.linspace(-1, 1, 2 * 6 * WIDTH).view(2, 6, WIDTH))
+        text, tokens = network.call(network.blocks[0], tokens, text=tokens[:, :3])
+        loss = (text.sum() * tokens.square()).mean()
+        return [loss.detach(), *torch.autograd.grad(loss, network.entry.parameters())]
+
+    for found, expected in zip(numbers(network), numbers(plain), strict=True):
+        assert (found - expected).norm() <= 1e-6 * expected.norm()
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_smaller_budget_keeps_less_and_changes_no_number():
+    expected, kept = Network().train().numbers(*SIZES[2]), []
+    for budget in (1.0, 0.5, 0.1):
+        torch._dynamo.reset()
+        network, saved = compiled(memory_budget=budget), {}
+
+        def note(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            assert equal(network.numbers(*SIZES[2]), expected)
+        kept.append(sum(saved.values()))
+
+    assert kept[1] < 0.8 * kept[0] and kept[2] < 0.8 * kept[1], kept
 
 
 def test_without_gradients_blocks_compute_as_they_did():

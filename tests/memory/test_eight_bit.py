@@ -43,6 +43,45 @@ def test_answers_and_gradients_are_near_those_of_the_plain_layer(kind, tokens, d
         assert mine.dtype == dtype and relative_error(mine, other) < LIMITS[kind]
 
 
+OUTLIERS = {"int8": (0.08, 0.09), "int8 rotated": (0.018, 0.09), "float8_e4m3fn": (0.04, 0.04)}
+"""The same where four inputs, and four of the gradients that come back, are 30 times as large as the others. Gradients are not turned."""
+
+
+@pytest.mark.parametrize("has_outliers", [False, True], ids=["plain inputs", "outliers"])
+@pytest.mark.parametrize("inputs, outputs", [(576, 2304), (2304, 576), (640, 640), (1536, 64)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_against_bf16_is_bounded_for_the_shapes_of_models(kind, inputs, outputs, has_outliers):
+    """Forward and in the gradient to the input, against the plain bf16 layer of the same weights."""
+    generator = torch.Generator().manual_seed(inputs + outputs)
+    layer = nn.Linear(inputs, outputs, device="meta", dtype=torch.bfloat16).to_empty(device="cpu").requires_grad_(False)
+    layer.weight.normal_(0, inputs**-0.5, generator=generator)
+    layer.bias.zero_()
+    x, direction = (torch.randn(96, size, generator=generator).bfloat16() for size in (inputs, outputs))
+    if has_outliers:
+        x[:, :: inputs // 4] *= 30
+        direction[:, :: outputs // 4] *= 30
+    true = answer_and_gradient(layer, x, direction)
+
+    found = answer_and_gradient(EightBit(kind).quantise(layer), x, direction)
+
+    limits = OUTLIERS[kind] if has_outliers else (LIMITS[kind], LIMITS[kind])
+    assert all(relative_error(mine, other) < limit for mine, other, limit in zip(found, true, limits))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_does_not_multiply_in_8_bits_answers_by_its_plain_weight(kind):
+    layer, x, direction = make_layer(), torch.randn(40, 192).bfloat16(), torch.randn(40, 128).bfloat16()
+    quantised = EightBit(kind).quantise(layer)
+    assert isinstance(quantised, EightBitLinear)
+    layer.weight.copy_(quantised.plain_weight())
+    quantised.multiplies_in_8_bits = False
+
+    found, true = (answer_and_gradient(one, x, direction) for one in (quantised, layer))
+
+    for mine, other in zip(found, true):
+        assert relative_error(mine, other) < 0.006  # the bias is added to what is rounded already; turning rounds once more
+
+
 def test_both_products_are_the_exact_product_of_the_rounded_rows():
     """In float32 nothing is rounded but rows, so the integer products are those of the numbers that were rounded to."""
     layer, x, direction = make_layer(torch.float32), torch.randn(32, 192), torch.randn(32, 128)

@@ -52,8 +52,10 @@ def notes(**values):
         ({"validation_prompt": "a", "validation_guidance": 0, "validation_negative_prompt": "b"}, "validation_negative_prompt"),
         ({"validation_prompt": "a", "validation_disable": True}, "validation_prompt"),
         ({"tracker_run_name": "a"}, "tracker_run_name"),
+        ({"webhook_config": {"webhook_type": "raw", "callback_url": "http://h"}, "logging_dir": "a"}, "logging_dir"),
         ({"base_model_default_dtype": "bf16"}, "base_model_default_dtype"),
         ({"optimizer_release_gradients": True}, "optimizer_release_gradients"),
+        ({"activation_memory_budget": 0.5}, "activation_memory_budget"),
     ],
 )
 def test_an_option_without_effect_is_said_aloud(values, idle):
@@ -77,6 +79,8 @@ def test_an_option_without_effect_is_said_aloud(values, idle):
         {"model_type": "full", "base_model_default_dtype": "fp32"},
         {"validation_prompt": "a", "validation_guidance": 3},
         {"report_to": "jsonl", "tracker_run_name": "a"},
+        {"webhook_config": {"webhook_type": "raw", "callback_url": "http://h"}, "tracker_run_name": "a"},
+        {"hub_model_id": "title-of-the-page"},
         {"use_dora": False, "lora_type": "lycoris"},
     ],
 )

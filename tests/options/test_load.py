@@ -116,9 +116,9 @@ def test_an_older_key_of_opposite_meaning_is_turned_around(written, meant):
 
 
 def test_keys_that_are_gone_or_not_built_are_named_in_a_line_each():
-    loaded = load({**FAMILY, "validation_torch_compile": "false", "evaluation_type": "clip", "webhook_config": "x.json", "push_to_hub": False})
+    loaded = load({**FAMILY, "validation_torch_compile": "false", "controlnet": True, "publishing_config": "x.json", "post_upload_script": False})
 
-    assert [note.split()[0] for note in loaded.notes] == ["validation_torch_compile", "evaluation_type", "webhook_config"]
+    assert [note.split()[0] for note in loaded.notes] == ["validation_torch_compile", "controlnet", "publishing_config"]
 
 
 def test_every_problem_is_said_at_once_with_key_value_source_rule_and_nearest_spelling():
@@ -248,6 +248,7 @@ RESTRICTED = {
     *("flow_custom_timesteps", "flux_fast_schedule", "refiner_training", "distilled_guidance_min", "inference_scheduler_timestep_spacing"),
     *("flow_use_uniform_schedule", "flow_use_beta_schedule", "model_type", "timestep_bias_begin", "timestep_bias_end", "base_model_precision"),
     "train_text_encoder",
+    *("webhook_config", "hub_model_id", "validation_guidance_skip_layers", "activation_memory_budget", "dynamo_mode"),
     "input_perturbation",
     "base_model_default_dtype",
     "gradient_checkpointing_interval",

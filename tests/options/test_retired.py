@@ -28,7 +28,7 @@ def test_each_is_said_in_one_line_that_names_it(key):
 
 @pytest.mark.parametrize("value", [False, "false", 0, "0.0", None, "", "none", [], "Off"])
 def test_what_asks_for_nothing_gets_nothing_and_no_word(value):
-    assert notice("push_to_hub", value) == ""
+    assert notice("controlnet", value) == ""
 
 
 def test_what_is_gone_is_named_whatever_it_says():

@@ -45,13 +45,13 @@ def test_other_texts_are_no_numbers(text):
 
 
 @pytest.mark.parametrize(
-    "key", ["_comment", "$schema", "--learning_rate", "validation_steps", "push_to_hub", "flux_guidance_mode", "validation_torch_compile"]
+    "key", ["_comment", "$schema", "--learning_rate", "validation_steps", "controlnet", "flux_guidance_mode", "validation_torch_compile"]
 )
 def test_comments_dashes_and_older_keys_are_allowed(key):
     assert any(re.search(pattern, key) for pattern in schema({})["patternProperties"])
 
 
-@pytest.mark.parametrize("key", ["lerning_rate", "my_push_to_hub", "flux"])
+@pytest.mark.parametrize("key", ["lerning_rate", "my_controlnet", "flux"])
 def test_unknown_keys_are_marked(key):
     described = schema({})
 

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from simpletuner import plugins
 from simpletuner.errors import ConfigError
-from simpletuner.reporting.tracker import Tracker, Trackers, start_trackers
+from simpletuner.reporting.tracker import Tracker, Trackers, kinds_of, start_trackers
+from simpletuner.training.evaluator import Losses
+from simpletuner.training.meter import Figures
 
 
 def start(tmp_path, report_to: str, said: list[str] | None = None) -> Trackers:
-    return start_trackers(report_to, tmp_path, "project", "run", {"learning_rate": 1e-4}, (said if said is not None else []).append)
+    warn = (said if said is not None else []).append
+    return start_trackers(kinds_of(report_to, None), tmp_path, "project", "run", {"learning_rate": 1e-4}, warn)
 
 
 def events(folder):
@@ -28,7 +34,7 @@ def test_tensorboard_files_hold_the_figures_and_pictures(tmp_path):
     trackers = start(tmp_path, "tensorboard")
     for step in (1, 2):
         trackers.log(step, {"train_loss": step / 2})
-    trackers.images(2, {"cat": Image.new("RGB", (8, 6), "red")})
+    trackers.images(2, {"cat": Image.new("RGB", (8, 6), "red")}, {"cat": "a red cat"})
     trackers.close()
 
     written = events(tmp_path / "run")
@@ -36,6 +42,21 @@ def test_tensorboard_files_hold_the_figures_and_pictures(tmp_path):
     assert [(event.step, event.value) for event in written.Scalars("train_loss")] == [(1, 0.5), (2, 1.0)]
     image = written.Images("validation/cat")[0]
     assert (image.width, image.height, image.step) == (8, 6, 2)
+    assert b"a red cat" in written.Tensors("validation/cat/prompt/text_summary")[0].tensor_proto.string_val[0]
+    assert b"learning_rate = 0.0001" in written.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_tensorboard_forgets_the_steps_that_a_resumed_run_takes_again(tmp_path):
+    for first, value in ((1, 0.5), (3, 0.25)):
+        trackers = start(tmp_path, "tensorboard")
+        for step in range(first, first + 4):
+            trackers.log(step, {"train_loss": value})
+        trackers.close()
+        time.sleep(1.1)  # the names of event files, in whose order they are read, tell seconds
+
+    found = [(event.step, event.value) for event in events(tmp_path / "run").Scalars("train_loss")]
+
+    assert found == [(1, 0.5), (2, 0.5), (3, 0.25), (4, 0.25), (5, 0.25), (6, 0.25)]
 
 
 def test_jsonl_is_one_object_a_line_and_a_resumed_run_appends(tmp_path):
@@ -92,6 +113,102 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path):
     trackers.log(1, {"a": 1.0})
 
     assert len(said) == 1 and "jsonl" in said[0]
+
+
+def test_the_page_on_tracking_names_every_tracker_and_metric_and_its_example_works(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"^\| `([^`]+)`", page, re.MULTILINE))
+    metrics = {*Figures(1, 0.5, 0.5, 0.1, 0, (), 1.0).values(), *Losses(0.5, (0.5,)).values("<dataset>")}
+
+    assert {"jsonl", "tensorboard", "wandb", "custom-tracker"} <= names
+    assert {name.replace("noise_0-25", "noise_<a>-<b>") for name in metrics} <= names
+
+    (tmp_path / "own.py").write_text(page.split("```python\n")[1].split("```")[0])
+    trackers = start_trackers(kinds_of("custom-tracker", tmp_path / "own.py"), tmp_path, "project", "run", {}, pytest.fail)
+    trackers.log(2, {"train_loss": 0.5})
+    trackers.images(2, {"cat": Image.new("RGB", (8, 6))})
+    trackers.close()
+    assert (tmp_path / "figures.csv").read_text() == "2,0.5\n" and (tmp_path / "2-cat.png").is_file()
+
+
+OWN = """
+from simpletuner.reporting.tracker import Tracker
+
+class Mine(Tracker):
+    def log(self, step, values):
+        (self.folder / "mine.txt").write_text(f"{self.run} {step} {sorted(values)}")
+    def images(self, step, images, captions):
+        pass
+    def close(self):
+        pass
+"""
+
+
+def test_a_tracker_of_ones_own_is_one_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "custom-trackers").mkdir()
+    (tmp_path / "custom-trackers" / "mine.py").write_text(OWN)
+
+    for named in ("mine", "mine.py", tmp_path / "custom-trackers/mine.py"):
+        kinds = kinds_of("custom-tracker, jsonl", Path(named))
+        trackers = start_trackers(kinds, tmp_path, "project", "run", {}, print)
+        trackers.log(3, {"train_loss": 0.5})
+        trackers.close()
+        assert (tmp_path / "mine.txt").read_text() == "run 3 ['train_loss']"
+        (tmp_path / "mine.txt").unlink()
+
+
+def test_a_tracker_of_ones_own_may_hold_dataclasses_whose_annotations_are_texts(tmp_path):
+    row = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Row:\n    step: int\n"
+    (tmp_path / "json.py").write_text(row + OWN)  # and be called as another module is
+
+    assert kinds_of("custom-tracker", tmp_path / "json.py")["custom-tracker"].__name__ == "Mine"
+    assert sys.modules["json"] is json
+
+
+def test_closing_twice_is_closing_once(tmp_path):
+    slow = Slow(tmp_path, "p", "r", {})
+    trackers = Trackers([slow], print)
+    trackers.close()
+    trackers.close()
+
+    assert slow.taken == ["closed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "is no file, neither here nor in custom-trackers"),
+        ("class Mine(:", "line 1 is no Python"),
+        ("import not_there_at_all", "ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("x = 1", "it holds none"),
+        (OWN + OWN.replace("Mine", "Other"), "it holds Mine, Other"),
+        (OWN.replace("def close", "def end"), "Mine lacks close"),
+    ],
+)
+def test_what_is_wrong_with_a_tracker_of_ones_own_is_said(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+
+    with pytest.raises(ConfigError, match=said):
+        kinds_of("custom-tracker", tmp_path / "mine.py")
+
+
+def test_all_are_those_that_are_installed_and_a_missing_package_is_named_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as Python marks a package that cannot be imported
+    (tmp_path / "mine.py").write_text(OWN)
+    said: list[str] = []
+
+    kinds = kinds_of("all", tmp_path / "mine.py")
+    trackers = start_trackers(kinds, tmp_path / "logs", "project", "run", {}, said.append)
+    trackers.log(1, {"train_loss": 0.5})
+    trackers.close()
+
+    assert list(kinds) == ["jsonl", "tensorboard", "wandb", "custom-tracker"]
+    assert len(said) == 1 and said[0].startswith("tracker 'wandb' did not start and is off for this run: ") and "\n" not in said[0]
+    assert (
+        (tmp_path / "logs/mine.txt").is_file() and (tmp_path / "logs/metrics.jsonl").is_file() and events(tmp_path / "logs/run").Scalars("train_loss")
+    )
 
 
 class Slow(Tracker):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -70,6 +71,30 @@ def test_the_first_batch_goes_through_as_training_does_and_not_at_all_after_the_
     assert "memory ran out while blocks were compiled" in said[0] and "compiled 2 of 2" not in said[0]
     assert "compiled 2 of 2 blocks in" in said[1]
     assert "compil" not in said[2]
+
+
+def test_an_optimizer_that_is_compiled_says_so_and_names_the_compiler_that_it_lacks(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, max_train_steps=1, optimizer="ao-adamw8bit")
+    said = []
+    for path in (os.environ["PATH"], str(tmp_path)):
+        monkeypatch.setenv("PATH", path)
+        with torch.compiler.set_stance("force_eager"):
+            code = train_in_process(tmp_path)
+        said.append((code, " ".join("".join(capsys.readouterr()).split())))
+        shutil.rmtree(tmp_path / "output", ignore_errors=True)
+
+    assert [code for code, _ in said] == [0, 2]
+    assert "the first step compiles the optimizer ao-adamw8bit" in said[0][1]
+    assert "optimizer ao-adamw8bit is compiled, but no C++ compiler is here (g++)" in said[1][1]
+
+
+def test_a_memory_budget_is_refused_where_something_drops_out(tmp_path, capsys):
+    write_run(tmp_path, max_train_steps=1, dynamo_backend="inductor", activation_memory_budget=0.5)
+    settings = json.loads((tmp_path / "lycoris_config.json").read_text())
+    (tmp_path / "lycoris_config.json").write_text(json.dumps({**settings, "dropout": 0.1}))
+
+    assert train_in_process(tmp_path) == 2
+    assert "activation_memory_budget 0.5 cannot be with dropouts" in " ".join("".join(capsys.readouterr()).split())
 
 
 @pytest.mark.slow

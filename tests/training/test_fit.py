@@ -42,7 +42,7 @@ def test_what_costs_least_time_is_proposed_and_the_plan_is_of_that(tmp_path):
     whole = plan_run(config, SIZE, 2)
     one_by_one = {"train_batch_size": 1, "gradient_accumulation_steps": 2}
     halved = plan_run(with_settings(config, one_by_one), SIZE, 1).phase("step").vram_bytes
-    others = max(phase.vram_bytes for phase in whole.phases if phase.name != "step")
+    others = max(phase.vram_bytes for phase in whole.phases if phase.name not in ("step", "save"))
     assert others < halved < whole.phase("step").vram_bytes
 
     found = proposal(tmp_path, halved)

@@ -33,11 +33,12 @@ from simpletuner.options.training import Training
 from simpletuner.plugins import load
 from simpletuner.training.ema import build_ema
 from simpletuner.training.objective import loss_of, scheduled_sampling_of
+from simpletuner.training.pace import Pace
 from simpletuner.training.plan_step import shaped_batch
 from simpletuner.training.recovery import Recovery
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Step
-from simpletuner.training.trainer import Pace, Trainer
+from simpletuner.training.trainer import Trainer
 from simpletuner.types import Batch
 from tests.training.families import TINY, family
 
@@ -149,7 +150,7 @@ def trainer(name: str, adapters: Adapters, *, optim: Any = None, training: Any =
     shapes = built.text_shapes([config_here(built.source.part(part)) for part in built.parts if part.startswith("text_encoder")])
     batch = shaped_batch(built, shapes, TINY[name].size, 2, references=1 if built.takes_references else 0)
     parameters, optim = adapter.parameters(), Optim(**(optim or {}))
-    steps = Pace(total_steps=4, accumulation=training.gradient_accumulation_steps, save_every=0, validate_every=0)
+    steps = Pace(total_steps=4, accumulation=training.gradient_accumulation_steps)
     nothing: Any = SimpleNamespace(log=lambda step, values: None, advance=lambda count, text: None, exit_code=None)
     return Trainer(
         step=step,
@@ -221,6 +222,27 @@ def test_a_rollout_asks_the_device_nothing(tmp_path):
     rolled = {"scheduled_sampling_max_step_offset": 3, "scheduled_sampling_probability": 1.0}
 
     assert asked_by(trainer("auraflow", lokr(tmp_path), diffusion=rolled)) == []
+
+
+@pytest.mark.parametrize(("name", "questions"), [("torch-adamw", 0), ("torch-adam", 0), ("torch-sgd", 0), ("adamw_bf16", 1)])
+def test_the_scaler_of_fp16_asks_nothing_with_fused_optimizers_and_once_with_others(name, questions):
+    class Asked(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            self.count += function is aten._local_scalar_dense.default
+            return function(*arguments, **(named or {}))
+
+    parameter, scaler = torch.nn.Parameter(torch.ones(4)), torch.amp.GradScaler("cpu")
+    optimizer = build_optimizer(Optim(optimizer=name), {"weight": parameter})
+    scaler.scale(parameter.sum()).backward()
+    scaler.unscale_(optimizer)
+
+    with Asked() as asked:
+        scaler.step(optimizer)
+        scaler.update()
+
+    assert asked.count == questions
 
 
 QUESTIONS = {

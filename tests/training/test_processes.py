@@ -37,3 +37,16 @@ def test_two_processes_share_the_work_and_a_stopped_run_ends_with_the_same_bytes
     assert state["position"] == 12
     assert len(entries_in(tmp_path / "whole" / "cache" / "vae")) == 8
     assert adapter_bytes(tmp_path / "resumed") == adapter_bytes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_pictures_and_render_those_of_one(tmp_path):
+    looks = {"validation_prompt": "a picture", "num_validation_images": 3, "validation_resolution": "32", "validation_num_inference_steps": 2}
+    for name, way in {"shared": "batch-parallel", "alone": "single-gpu"}.items():
+        write_run(tmp_path / name, pictures=8, train_batch_size=1, validation_multigpu=way, **looks)
+        run(tmp_path / name)
+
+    folders = [tmp_path / name / "output" / "validation_images" for name in ("shared", "alone")]
+    names = [sorted(path.name for path in folder.glob("*.png")) for folder in folders]
+    assert names[0] == names[1] and sum("base" in name for name in names[0]) == 4  # and their grid
+    assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names[0])

@@ -209,7 +209,7 @@ def test_any_other_error_is_not_taken_for_too_little_memory():
 def test_what_was_learned_is_kept_for_the_same_conditions_alone(tmp_path):
     learned = recovery()
     learned.samples_at_once, learned.events = {"1024x1024": 2}, 3
-    learned.save(tmp_path)
+    learned.saving()(tmp_path)
     same, other = recovery(), Recovery({"card": "large"}, lambda text: None)
 
     same.load(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 
 from simpletuner.models.families.sdxl import size_conditioning
@@ -95,3 +95,20 @@ def test_options_of_flow_matching_are_said_to_have_no_effect(tmp_path, name, cap
     assert train_in_process(tmp_path) == 0
 
     assert "flow_schedule_shift has no effect" in capfd.readouterr().out
+
+
+def test_another_sampler_and_rescaled_guidance_are_those_of_the_pipeline(tmp_path):
+    folder = model("sdxl")
+    looking = {"validation_prompt": "a cat", "validation_negative_prompt": "blurry", "validation_seed": 11, "validation_resolution": "32"}
+    others = {"validation_noise_scheduler": "dpm++", "validation_guidance_rescale": 0.7, "validation_guidance": 8, "max_train_steps": 1}
+    write_run(tmp_path, model=folder, model_family="sdxl", tokenizer_max_length=None, validation_num_inference_steps=4, **looking, **others)
+    assert train_in_process(tmp_path) == 0
+
+    plain = pipeline_of("sdxl", folder)
+    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    arguments = {"width": 32, "height": 32, "num_inference_steps": 4, "guidance_scale": 8.0, "generator": torch.Generator().manual_seed(11)}
+    image = plain("a cat", negative_prompt="blurry", guidance_rescale=0.7, **arguments).images[0]
+
+    with Image.open(tmp_path / "output" / "validation_images" / "base_validation_11_32x32.png") as shown:
+        assert numpy.abs(numpy.asarray(shown).astype(int) - numpy.asarray(image).astype(int)).max() <= 1
+        assert (shown.text["sampler"], shown.text["guidance_rescale"]) == ("dpm++", "0.7")

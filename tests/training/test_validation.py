@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 from simpletuner.models.families.auraflow import AuraFlow
 from simpletuner.training.prompts import file_name_of
-from simpletuner.training.validation import Renderer
+from simpletuner.training.validation import Renderer, step_of
 from tests.builders.run import adapter_bytes, train_in_process, write_run
 
 LOOKING = {
@@ -83,11 +84,11 @@ def test_a_picture_for_which_memory_is_short_is_tried_again_or_named_and_the_tra
     calls: list[int] = []
     render = Renderer._render_one
 
-    def short(self, pipeline, shown):
+    def short(self, pipeline, strength, shown):
         calls.append(shown.seed)
         if len(calls) in (1, 4, 5):  # once with the first picture of step 3, twice with the first of step 6
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return render(self, pipeline, shown)
+        return render(self, pipeline, strength, shown)
 
     monkeypatch.setattr(Renderer, "_render_one", short)
     assert train_in_process(tmp_path / "short") == 0
@@ -158,3 +159,22 @@ def test_nicknames_in_any_script_fit_a_file_name(tmp_path, nickname):
 
     (tmp_path / f"step_123456_{name}_1234567890_4096x4096.png.tmp").write_bytes(b"")
     assert name and "/" not in name
+
+
+def test_pictures_by_epochs_in_another_format_say_what_they_are(tmp_path):
+    library = tmp_path / "prompts.json"
+    library.write_text(json.dumps({"fox": {"prompt": "ein Fuchs, \u043b\u0438\u0441\u0430", "num_inference_steps": 2, "lycoris_strength": 0.5}}))
+    looks = {**LOOKING, "validation_step_interval": 0, "validation_epoch_interval": 1, "validate_after_step": 2, "user_prompt_library": str(library)}
+    write_run(tmp_path, **{**looks, "validation_image_format": "jpg", "disable_benchmark": False})
+
+    assert train_in_process(tmp_path) == 0
+
+    folder = tmp_path / "output" / "validation_images"
+    steps = sorted({step_of(path.name) for path in folder.glob("step_*_fox_7_32x32.jpg")})
+    assert steps == [3, 6]  # of 6 pictures in batches of 2
+    with Image.open(folder / f"step_{steps[-1]:05d}_fox_7_32x32.jpg") as image:
+        facts = json.loads(image.getexif()[ExifTags.Base.ImageDescription])
+    assert facts["prompt"] == "ein Fuchs, \u043b\u0438\u0441\u0430" and (facts["strength"], facts["inference_steps"]) == ("0.5", "2")
+    with Image.open(folder / "base_fox_7_32x32.jpg") as image:
+        assert json.loads(image.getexif()[ExifTags.Base.ImageDescription])["strength"] == "0"
+    assert (folder / "grid.png").is_file()

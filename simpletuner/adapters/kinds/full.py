@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from simpletuner.adapters import snippet, weights
-from simpletuner.adapters.adapter import Adapter, Attached, Targets
+from simpletuner.adapters.adapter import Adapter, Attached, Keep, Targets, Write, as_it_is
 from simpletuner.adapters.targets import adaptable, is_quantised
 from simpletuner.errors import ConfigError
 
@@ -54,14 +55,20 @@ class Full(Adapter):
     def train(self, mode: bool) -> None:
         self._denoiser.train(mode)
 
-    def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
-        """Write `<folder>/transformer/` (or unet) in diffusers layout; the metadata becomes a JSON file beside it."""
-        place = folder / self.targets.folder
-        self._denoiser.save_pretrained(place)
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        config.pop("_name_or_path", None)  # diffusers notes where the base was loaded from: this machine's paths
-        (place / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (folder / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def saving(self, metadata: Mapping[str, str], keep: Keep = as_it_is) -> Write:
+        """What writes `<folder>/transformer/` (or unet) in diffusers layout; the metadata becomes a JSON file beside it."""
+        kept, model = keep(self._denoiser.state_dict()), copy.copy(self._denoiser)
+        model.state_dict = lambda: kept  # all that diffusers asks the model for, besides its configuration
+
+        def write(folder: Path) -> None:
+            place = folder / self.targets.folder
+            model.save_pretrained(place)
+            config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            config.pop("_name_or_path", None)  # diffusers notes where the base was loaded from: this machine's paths
+            (place / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (folder / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+        return write
 
     def load(self, folder: Path) -> None:
         """Read the weights file by file, so that no second copy of the model is ever held."""

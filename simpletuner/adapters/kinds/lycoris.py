@@ -16,18 +16,16 @@ import torch
 from lycoris import LycorisNetwork, create_lycoris_from_weights
 from lycoris.logging import logger as library_logger
 from lycoris.modules import LycorisBaseModule, get_module, make_module
-from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
-from lycoris.modules.locon import LoConModule
-from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from lycoris.modules.tlora import TLoraModule
 from torch import Tensor, nn
 
 from simpletuner.adapters import snippet, weights
-from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Targets
+from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Keep, Targets, Write, as_it_is
 from simpletuner.adapters.applying import Applied
 from simpletuner.adapters.factored import quicken
+from simpletuner.adapters.folded_scales import SCALED, fold, is_folded, scale_ratio
 from simpletuner.adapters.formats import lycoris as lycoris_format
 from simpletuner.adapters.key_maps import Layout, underscored
 from simpletuner.adapters.lycoris_file import DEFAULT_TARGETS, FULL_DIMENSION, ONE_FOR_ALL, LycorisFile, Recipe, read_lycoris, saved_config
@@ -51,15 +49,6 @@ if TYPE_CHECKING:
     from simpletuner.options.adapters import Adapters
 
 CONFIG_FILE = "lycoris_config.json"
-SCALED = {
-    LokrModule: ("lokr_w1", "lokr_w1_a"),
-    LohaModule: ("hada_w1_a",),
-    LoConModule: ("lora_up.weight",),
-    GLoRAModule: ("a2.weight", "b2.weight"),
-}
-"""Tensors that a change of alpha multiplies, those that a module has of them."""
-FOLDED = (LokrModule, LohaModule)
-"""Modules of the algorithms whose scale is folded into a factor when they are saved (see `lycoris_file.FOLDED`)."""
 
 
 class Lycoris(Adapter):
@@ -124,8 +113,8 @@ class Lycoris(Adapter):
     def at_time(self, time: Tensor) -> None:
         self._masks.at_time(time)
 
-    def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
-        """Write the weights in float32 under the library's key names, and the settings beside them.
+    def saving(self, metadata: Mapping[str, str], keep: Keep = as_it_is) -> Write:
+        """What writes the weights in float32 under the library's key names, and the settings beside them.
 
         A factor into which a scale was folded is float64 where float32 could not give the trained number back.
         """
@@ -137,11 +126,16 @@ class Lycoris(Adapter):
             "ss_network_args": json.dumps({"algo": config["algo"]}),
         }
         header = {**metadata, **network, "format": "pt", "lycoris_config": json.dumps(config)}
-        weights.write(folder / ADAPTER_FILE, self._tensors(), header)
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        kept = keep(self._state())
+
+        def write(folder: Path) -> None:
+            weights.write(folder / ADAPTER_FILE, self._in_file(kept), header)
+            (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+        return write
 
     def load(self, folder: Path) -> None:
-        expected = self._tensors()
+        expected = self._in_file(self._state())
         found = lycoris_format.write(read_changes(folder, self._layout, self._model), self._layout, keeps_precision=True)
         for name, like in expected.items():
             if name.endswith(".alpha"):
@@ -156,7 +150,7 @@ class Lycoris(Adapter):
                 if isinstance(lora, TLoraModule):  # its scale is of a difference, which no tensor could take over
                     lora.alpha.copy_(found[f"{lora.lora_name}.alpha"])
                     lora.scale = float(lora.alpha) / lora.lora_dim
-                unscaled = _scale_ratio(lora, found)
+                unscaled = scale_ratio(lora, found)
                 for name, parameter in lora.named_parameters():
                     value = found[f"{lora.lora_name}.{name}"]
                     if name in SCALED.get(type(lora), ()) and unscaled != (1.0, 1.0):
@@ -177,15 +171,19 @@ class Lycoris(Adapter):
             lines += snippet_lines(self.targets.folder, self._masks.most, self._file.ranks_in_noise, self._file.rank_power)
         return snippet.render([f"from diffusers import {pipeline_class}", f"from lycoris import {named}"], lines, arguments)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """What the file holds: the parameters and alphas of every module, on the CPU."""
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        """The parameters and alphas of every module, by its name."""
+        own = {lora.lora_name: lora.custom_state_dict() if isinstance(lora, TLoraModule) else lora.state_dict() for lora in self._network.loras}
+        return {module: {name: value.detach() for name, value in state.items()} for module, state in own.items()}  # T-LoRA's start is the base's
+
+    def _in_file(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What the file holds of these states, on the CPU."""
         tensors: dict[str, Tensor] = {}
         for lora in self._network.loras:
-            own = lora.custom_state_dict() if isinstance(lora, TLoraModule) else lora.state_dict()  # T-LoRA's start follows from the base
-            state = {name: value.detach().float().cpu() for name, value in own.items()}
-            if _is_folded(lora):
+            state = {name: value.float().cpu() for name, value in states[lora.lora_name].items()}
+            if is_folded(lora):
                 state["alpha"] = torch.tensor(float(lora.lora_dim))
-                state |= {name: _fold(state[name], lora.scale) for name in SCALED[type(lora)] if name in state}
+                state |= {name: fold(state[name], lora.scale) for name in SCALED[type(lora)] if name in state}
             tensors |= {f"{lora.lora_name}.{name}": value for name, value in state.items()}
         return tensors
 
@@ -376,25 +374,3 @@ def _notes(network: LycorisNetwork, file: LycorisFile) -> list[str]:
     if any(not (lora.bypass_mode or isinstance(lora, (SteadyFull, SteadyDyLora))) and is_low_precision(lora.org_module[0]) for lora in network.loras):
         said.append(f"{file.source}: the adapted weights are built in the base's 16 bits, which loses small changes; LoKr, LoRA and LoHa need not")
     return said
-
-
-def _is_folded(lora: LycorisBaseModule) -> bool:
-    return isinstance(lora, FOLDED) and lora.scale != 1
-
-
-def _fold(factor: Tensor, scale: float) -> Tensor:
-    """Multiply a factor by the scale; in float64 unless float32 gives the same number back."""
-    wide = factor.double() * scale
-    single = wide.float()
-    return single if torch.equal((single.double() / scale).float(), factor) else wide
-
-
-def _scale_ratio(lora: LycorisBaseModule, found: Mapping[str, Tensor]) -> tuple[float, float]:
-    """The scale that a file's tensors were saved for, and the one they are read for; (1, 1) where it is the same."""
-    is_whole = isinstance(lora, LokrModule) and lora.use_w1 and lora.use_w2
-    if type(lora) not in SCALED or is_whole:
-        return 1.0, 1.0
-    alpha = found[f"{lora.lora_name}.alpha"].float()
-    if torch.equal(alpha, torch.tensor(float(lora.scale * lora.lora_dim))):
-        return 1.0, 1.0
-    return alpha.item() / lora.lora_dim, lora.scale

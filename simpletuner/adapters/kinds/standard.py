@@ -18,7 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from simpletuner.adapters import snippet, weights
-from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Targets
+from simpletuner.adapters.adapter import ADAPTER_FILE, Adapter, Attached, Keep, Targets, Write, as_it_is
+from simpletuner.adapters.added_product import QuickLora
 from simpletuner.adapters.changes import Changes, is_by_inputs, scale_of
 from simpletuner.adapters.key_maps import Layout
 from simpletuner.adapters.reading import read_changes
@@ -85,6 +86,8 @@ class Standard(Adapter):
                 _start_inside_base(layer, self.options.lora_init_type)
             elif not self.options.use_dora:
                 _compute_in_input_dtype(layer)
+                if isinstance(layer.lora_A[NAME], nn.Linear):
+                    layer.forward = QuickLora(layer, NAME).forward
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
         return Attached(
@@ -107,11 +110,11 @@ class Standard(Adapter):
         for layer in self._layers.values():
             layer.lora_dropout.train(mode)
 
-    def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
-        """Write `<folder>.<module>.lora_A.weight` and so on, with PEFT's settings in the header, all as diffusers does."""
-        self.save_with((), folder, metadata)
+    def saving(self, metadata: Mapping[str, str], keep: Keep = as_it_is) -> Write:
+        """What writes `<folder>.<module>.lora_A.weight` and so on, with PEFT's settings in the header, all as diffusers does."""
+        return self.saving_with((), metadata, keep)
 
-    def save_with(self, others: Sequence[Standard], folder: Path, metadata: Mapping[str, str]) -> None:
+    def saving_with(self, others: Sequence[Standard], metadata: Mapping[str, str], keep: Keep) -> Write:
         """The same with the LoRAs of other networks in the file."""
         every = (self, *others)
         settings = {f"{one._layout.part}.{key}": value for one in every for key, value in one._saved_settings().items()}
@@ -121,7 +124,8 @@ class Standard(Adapter):
             "ss_network_alpha": f"{self._config.lora_alpha:g}",
         }
         header = {**metadata, **network, "format": "pt", "lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
-        weights.write(folder / ADAPTER_FILE, {name: value for one in every for name, value in one._tensors().items()}, header)
+        kept = keep({name: value for one in every for name, value in one._state().items()})
+        return lambda folder: weights.write(folder / ADAPTER_FILE, {name: value.float().cpu() for name, value in kept.items()}, header)
 
     def load(self, folder: Path) -> None:
         self.take(read_changes(folder, self._layout, type(self._denoiser).__name__), folder)
@@ -132,7 +136,7 @@ class Standard(Adapter):
             raise ConfigError(
                 f"{folder} has DoRA over inputs (wd_on_out false); use_dora is over outputs", hint="Merge it into the base, and train on that."
             )
-        expected, own = self._tensors(), self._config.lora_alpha / self._config.r
+        expected, own = self._state(), self._config.lora_alpha / self._config.r
         found: dict[str, Tensor] = {}
         for layer, parts in changes.items():
             names = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
@@ -196,13 +200,14 @@ class Standard(Adapter):
         if start in MOVES_BASE and not all(isinstance(modules[name], nn.Linear) for name in names):
             raise ConfigError(f"lora_init_type {start} adapts Linear layers only", hint="Leave Conv layers out of peft_lora_target_modules.")
 
-    def _tensors(self) -> dict[str, Tensor]:
-        state = {name: value.detach().float().cpu() for name, value in get_peft_model_state_dict(self._denoiser, adapter_name=NAME).items()}
+    def _state(self) -> dict[str, Tensor]:
+        """What the file holds, where it is computed with."""
+        state = {name: value.detach() for name, value in get_peft_model_state_dict(self._denoiser, adapter_name=NAME).items()}
         for path, layer in self._layers.items():
             for key, dim in (("lora_A", 0), ("lora_B", 1)):
                 pair = getattr(layer, key)[NAME]
                 if isinstance(pair, _FromStart):
-                    state[f"{path}.{key}.weight"] = pair.both(dim).detach().cpu()
+                    state[f"{path}.{key}.weight"] = pair.both(dim).detach()
         return {f"{self.targets.folder}.{name}": value for name, value in state.items() if not name.endswith(".start")}
 
     def _saved_settings(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from simpletuner.adapters.adapter import Adapter, Attached, Targets
+from simpletuner.adapters.adapter import Adapter, Attached, Keep, Targets, Write, as_it_is
 from simpletuner.adapters.kinds.standard import Standard
 from simpletuner.adapters.reading import read_changes, read_text_changes
 
@@ -71,8 +71,8 @@ class WithText(Adapter):
     def at_time(self, time: Tensor) -> None:
         self._main.at_time(time)
 
-    def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
-        self._main.save_with([self._text[name] for name in self._networks], folder, metadata)
+    def saving(self, metadata: Mapping[str, str], keep: Keep = as_it_is) -> Write:
+        return self._main.saving_with([self._text[name] for name in self._networks], metadata, keep)
 
     def load(self, folder: Path) -> None:
         if self._denoiser is not None:

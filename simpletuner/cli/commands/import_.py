@@ -16,24 +16,24 @@ from simpletuner.errors import ConfigError, choose
 if TYPE_CHECKING:
     from simpletuner.importers.importer import Imported
 
-help = "write the config that is equal to another trainer's command"
-example = 'simpletuner import diffusers -- accelerate launch train_text_to_image_lora.py --dataset_name="..." ...'
+help = "write the config that is equal to another trainer's"
+example = "simpletuner import kohya config.toml"
 
 TOOLS = "simpletuner.importers.tools"
-CONFIG, DATASETS, PROMPTS = "config.json", "multidatabackend.json", "user_prompt_library.json"
+CONFIG, DATASETS, PROMPTS, LYCORIS = "config.json", "multidatabackend.json", "user_prompt_library.json", "lycoris_config.json"
 EPILOG = """\
-COMMAND is the line that starts the other trainer, or one argument: a shell script that holds it, or the line in quotes. Variables in a script are
-filled in from it and from the environment. Nothing is downloaded and nothing is trained.
+FILE is the config of the other trainer. COMMAND is the line that starts it, or one argument: a shell script that holds it, or the line in quotes.
+Variables in a script are filled in from it and from the environment. Nothing is downloaded and nothing is trained.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "simpletuner import TOOL [--output FOLDER] [--force] -- COMMAND"
+    parser.usage = "simpletuner import TOOL [--output FOLDER] [--force] FILE | -- COMMAND"
     parser.add_argument("tool", nargs="?", metavar="TOOL", help="whose settings these are")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="folder for the files (default: config/ and the name of the run)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.set_defaults(flags=[])
-    parser.epilog = f"tools: {', '.join(plugins.names(TOOLS))}\n\n{EPILOG}"
+    parser.epilog = f"tools: {', '.join(tools())}\n\n{EPILOG}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,14 +44,15 @@ def run(args: argparse.Namespace) -> int:
     refused = next((word for word in args.flags if word.startswith("--") and len(word) > 2 and word in own), None)
     if refused:
         raise ConfigError(f"simpletuner import does not take {refused!r}", hint="What the other trainer is told stands after --.")
-    known = plugins.names(TOOLS)
+    known = tools()
     if args.tool not in known:
         problem = f"{args.tool!r} cannot be imported" if args.tool else "which tool's settings are to be imported?"
         raise ConfigError(problem, hint=choose(args.tool or "", known, "tools"))
     words = words if "--" in args.argv else args.flags
-    importer: Importer = plugins.load(TOOLS, args.tool, Importer)()  # type: ignore[type-abstract]
+    importer: Importer = plugins.load(TOOLS, known[args.tool], Importer)()  # type: ignore[type-abstract]
     if not words:
-        raise ConfigError("there is no command to import", hint=f"simpletuner import {args.tool} -- {importer.example}")
+        line = importer.example if importer.takes_file else f"-- {importer.example}"
+        raise ConfigError(f"there is no {'file' if importer.takes_file else 'command'} to import", hint=f"simpletuner import {args.tool} {line}")
     found = importer.read(words, os.environ)
     settle_tracker(found)
     folder = args.output or Path("config") / (Path(found.config["output_dir"]).name or "imported")
@@ -59,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     write(files, folder, args.force)
     show(Console(), found, folder, [folder / name for name in files])
     return 0
+
+
+def tools() -> dict[str, str]:
+    """Names of the tools to those of their files."""
+    return {name.replace("_", "-"): name for name in plugins.names(TOOLS)}
 
 
 def split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -88,11 +94,12 @@ def files_of(found: Imported, folder: Path) -> dict[str, str]:
     from simpletuner.options.sources import Setting
 
     place = folder.as_posix()
-    library = {"user_prompt_library": f"{place}/{PROMPTS}"} if found.prompts else {}
-    config: Mapping[str, Any] = {**found.config, **library, "data_backend_config": f"{place}/{DATASETS}"}
-    settings = [Setting(key, value, "the command") for key, value in config.items()]
+    beside = {"user_prompt_library": (PROMPTS, found.prompts), "lycoris_config": (LYCORIS, found.lycoris)}
+    named = {key: f"{place}/{name}" for key, (name, content) in beside.items() if content}
+    config: Mapping[str, Any] = {**found.config, **named, "data_backend_config": f"{place}/{DATASETS}"}
+    settings = [Setting(key, value, "what is imported") for key, value in config.items()]
     load_config(settings, family_defaults, choices=known_names(), environ=os.environ)
-    contents: dict[str, object] = {CONFIG: config, DATASETS: found.datasets, **({PROMPTS: found.prompts} if found.prompts else {})}
+    contents: dict[str, object] = {CONFIG: config, DATASETS: found.datasets, **{name: content for name, content in beside.values() if content}}
     return {name: json.dumps(content, indent=4, ensure_ascii=False) + "\n" for name, content in contents.items()}
 
 

@@ -12,6 +12,7 @@ from simpletuner.errors import ConfigError
 from simpletuner.importers.command_line import TRUTHS, Command, choose_program, read_command, read_flags
 from simpletuner.importers.diffusers_flow import PRODIGY_TRUTHS, SCHEMES, flow_looks, flow_model, flow_objective, flow_optimizer
 from simpletuner.importers.diffusers_scripts import SCRIPTS, Script
+from simpletuner.importers.hub import NO_TOKEN, use_hub
 from simpletuner.importers.importer import Imported, Importer
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -40,9 +41,8 @@ NO_EQUAL = {
     "enable_xformers_memory_efficient_attention": "not needed: PyTorch's own attention is used, which needs as little memory",
     "enable_npu_flash_attention": "there is no support for NPUs",
     "debug_loss": "steps are not logged with file names",
-    "push_to_hub": "upload the output folder: huggingface-cli upload",
-    "hub_model_id": "nothing is uploaded",
-    "hub_token": "nothing is uploaded, and no token is kept",
+    "hub_model_id": "nothing is uploaded without --push_to_hub",
+    "hub_token": NO_TOKEN,
     "train_text_encoder": "text encoders are trained by LoRA alone, here only the U-Net is",
     "text_encoder_lr": "text encoders are trained by LoRA alone",
     "adam_weight_decay_text_encoder": "everything that learns has one weight decay",
@@ -68,6 +68,7 @@ class Diffusers(Importer):
     """Reads `accelerate launch train_text_to_image.py ...` and its relatives."""
 
     example: ClassVar[str] = "accelerate launch train_text_to_image_lora.py --pretrained_model_name_or_path ... --dataset_name ..."
+    takes_file: ClassVar[bool] = False
 
     def read(self, words: Sequence[str], environ: Mapping[str, str]) -> Imported:
         command = read_command(words, environ)
@@ -336,10 +337,9 @@ def looks(script: Script, flags: Mapping[str, Any], command: Command, found: Imp
         if "validation_steps" in flags:
             config["validation_step_interval"] = flags["validation_steps"]
         else:
-            found.lost.append(
-                f"--validation_epochs {flags['validation_epochs']}: counted in steps here; set validation_step_interval to so many times "
-                "the images of the dataset, divided by the images of a step; it is 100 now"
-            )
+            config |= {"validation_step_interval": 0, "validation_epoch_interval": flags["validation_epochs"]}
+    if flags["push_to_hub"]:
+        use_hub(found, flags["hub_model_id"], None)
     if flags["report_to"] != "none":
         config |= {key: flags[key] for key in ("report_to", "logging_dir", "tracker_project_name") if key in flags}
 

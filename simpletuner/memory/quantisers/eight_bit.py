@@ -63,6 +63,8 @@ class EightBitLinear(nn.Linear):
     """(O,), in the dtype of what is not quantised."""
     turn: Tensor | None
     """H, if inputs are turned."""
+    multiplies_in_8_bits: bool = True
+    """Without it the weight is made plain for each product, however many tokens there are. Settled before anything is compiled."""
 
     def plain_weight(self) -> Tensor:
         """The weight that the quantised one stands for, (O, I)."""
@@ -73,8 +75,8 @@ class EightBitLinear(nn.Linear):
         if self.turn is not None:
             input = turned(input, self.turn)
         weight = self.weight.view(self.kind)
-        if input.numel() // input.shape[-1] < FEWEST_TOKENS:
-            answer: Tensor = _FewTokens.apply(input, weight, self.scale)
+        if not self.multiplies_in_8_bits or input.numel() // input.shape[-1] < FEWEST_TOKENS:
+            answer: Tensor = _PlainProduct.apply(input, weight, self.scale)
         else:
             answer = _EightBitProduct.apply(input, weight, self.scale)
         return answer if self.bias is None else answer + self.bias
@@ -100,18 +102,18 @@ class _EightBitProduct(torch.autograd.Function):
         return product.to(grad.dtype).view(*grad.shape[:-1], weight.shape[1]), None, None
 
 
-class _FewTokens(torch.autograd.Function):
+class _PlainProduct(torch.autograd.Function):
     """The same with the plain weight, of which no copy is kept either."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return nn.functional.linear(input, plain(weight, scale))
+        return nn.functional.linear(input, plain(weight, scale.to(input.dtype)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (weight, scale), (grad,) = ctx.saved_tensors, grads
-        return grad @ plain(weight, scale), None, None
+        return grad @ plain(weight, scale.to(grad.dtype)), None, None
 
 
 def to_eight_bits(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,7 @@ class AuraFlow(UsualFamily):
     t5_parts = text_parts[0]
     released_text_width = 2048
     takes_pixels: ClassVar = True
+    tiny_autoencoder = "madebyollin/taesdxl"
     pipeline_class = "AuraFlowPipeline"
     denoiser_class = "AuraFlowTransformer2DModel"
     original_layout = "auraflow"

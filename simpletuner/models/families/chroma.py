@@ -50,6 +50,7 @@ class Chroma(UsualFamily):
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
     t5_parts = text_parts[0]
+    tiny_autoencoder = "madebyollin/taef1"
     pipeline_class = "ChromaPipeline"
     denoiser_class = "ChromaTransformer2DModel"
     original_layout = "chroma"

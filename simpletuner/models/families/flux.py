@@ -78,6 +78,7 @@ class Flux(UsualFamily):
     parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     t5_parts: ClassVar = ("text_encoder_2", "tokenizer_2")
+    tiny_autoencoder = "madebyollin/taef1"
     pipeline_class = "FluxPipeline"
     denoiser_class = "FluxTransformer2DModel"
     original_layout = "flux"

@@ -45,6 +45,7 @@ class Lumina2(UsualFamily):
     masks_attention = True
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
+    tiny_autoencoder = "madebyollin/taef1"
     pipeline_class = "Lumina2Pipeline"
     denoiser_class = "Lumina2Transformer2DModel"
     original_layout = "lumina2"

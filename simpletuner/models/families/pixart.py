@@ -158,8 +158,8 @@ class PixArt(DenoisingFamily):
     def pipeline_call_arguments(self, guidance: float | None) -> dict[str, Any]:
         return {"guidance_scale": guidance, "use_resolution_binning": False}  # or it would render another size and resize that
 
-    def pipeline_callback(self, after_step: Callable[[int], None]) -> dict[str, Any]:
-        return {"callback": lambda index, timestep, latents: after_step(index)}
+    def pipeline_callback(self, after_step: Callable[[int, Tensor], None]) -> dict[str, Any]:
+        return {"callback": lambda index, timestep, latents: after_step(index, latents)}
 
     @property
     def _patch(self) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from simpletuner.diffusion.flow import FlowMatching
     from simpletuner.options.diffusion import Diffusion
+    from simpletuner.options.validation import Validation
     from simpletuner.types import Batch, Noised
 
 TEXT_TOKENS = 256
@@ -32,6 +33,7 @@ TIME_SCALE = 1000
 
 class StableDiffusion3(UsualFamily):
     objective: ClassVar = "flow"
+    own_options = ("validation_guidance_skip_layers",)
     idle: ClassVar = {"distilled_guidance": "the model is not distilled from guidance"}
     flavours: ClassVar = {
         "medium": "stabilityai/stable-diffusion-3.5-medium",
@@ -50,6 +52,7 @@ class StableDiffusion3(UsualFamily):
     parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"), ("text_encoder_3", "tokenizer_3"))
     t5_parts = text_parts[2]
+    tiny_autoencoder = "madebyollin/taesd3"
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser_class = "SD3Transformer2DModel"
     original_layout = "sd3"
@@ -136,3 +139,13 @@ class StableDiffusion3(UsualFamily):
 
     def pipeline_inputs(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
         return pooled_inputs(text, negative)
+
+    def guidance_arguments(self, options: Validation) -> dict[str, Any]:
+        layers = options.validation_guidance_skip_layers
+        skipped = {
+            "skip_guidance_layers": layers,
+            "skip_layer_guidance_scale": options.validation_guidance_skip_scale,
+            "skip_layer_guidance_start": options.validation_guidance_skip_layers_start,
+            "skip_layer_guidance_stop": options.validation_guidance_skip_layers_stop,
+        }
+        return {**self.pipeline_call_arguments(options.validation_guidance), **(skipped if layers else {})}

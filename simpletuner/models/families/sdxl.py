@@ -41,6 +41,7 @@ class StableDiffusionXL(UNetFamily):
     idle: Mapping[str, str] = {"data_aesthetic_score validation_start_image": "they are for the refiner"}
     parts: tuple[str, ...] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "unet", "scheduler")
     text_parts: Sequence[tuple[str, str]] = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+    tiny_autoencoder = "madebyollin/taesdxl"
     pipeline_class = "StableDiffusionXLPipeline"
     risky_layers: ClassVar = {
         "*.ff.net.*": "adapters on feed-forward layers of SDXL are known to end in NaN at times; leave FeedForward out of the targets if that happens"

@@ -47,6 +47,7 @@ class ZImage(UsualFamily):
     masks_attention = True
     parts = ("text_encoder", "tokenizer", "vae", "transformer", "scheduler")
     text_parts = (("text_encoder", "tokenizer"),)
+    tiny_autoencoder = "madebyollin/taef1"
     pipeline_class = "ZImagePipeline"
     denoiser_class = "ZImageTransformer2DModel"
     original_layout = "z_image"

@@ -24,7 +24,7 @@ class Jsonl(Tracker):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def images(self, step: int, images: Mapping[str, Image]) -> None:
+    def images(self, step: int, images: Mapping[str, Image], captions: Mapping[str, str]) -> None:
         self._file.write(json.dumps({"step": step, "images": sorted(images)}) + "\n")
 
     def close(self) -> None:

@@ -1,0 +1,1 @@
+"""The report of a run: one page that needs neither network nor server, renewed while the run goes on."""

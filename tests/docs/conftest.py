@@ -1,0 +1,8 @@
+"""Makes the scripts beside the tests importable: they write pages, and read them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
