@@ -34,7 +34,7 @@ def test_the_time_is_that_of_training_at_each_step_of_a_picture(name):
             prompt="a cat",
             **arguments,
             **family(name).pipeline_text_arguments(),
-            **family(name).pipeline_callback(clock.after_step),
+            **family(name).pipeline_callback(lambda index, latents: clock.after_step(index)),
         )
 
     assert len(adapter.times) == len(told) >= 3 and adapter.times == sorted(adapter.times, reverse=True)

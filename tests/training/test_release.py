@@ -213,7 +213,7 @@ def test_weights_take_another_format_only_where_that_is_asked_for(tmp_path, caps
     capsys.readouterr()
 
     with monkeypatch.context() as nothing:
-        nothing.setattr("simpletuner.training.assemble.fill_caches", None)
+        nothing.setattr("simpletuner.training.preparing.fill_caches", None)
         assert train_in_process(tmp_path, *further, "--optimizer", "adamw_bf16") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "checkpoint-1 was trained in fp32" in said and "rounded for good" in said and "base_model_default_dtype to fp32 to go on as before" in said

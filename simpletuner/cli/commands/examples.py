@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from simpletuner.console import Console
 
     if args.action != "run" and args.flags:
-        raise ConfigError(f"simpletuner examples {args.action} does not take {args.flags[0]!r}", hint="simpletuner examples --help")
+        hint = choose(args.flags[0], ("--dest", "--card"), "flags")
+        raise ConfigError(f"simpletuner examples {args.action} does not take {args.flags[0]!r}", hint=hint)
     if args.action == "list" and (args.folder or args.dest):
         raise ConfigError("simpletuner examples list takes no folder", hint="simpletuner examples copy NAME FOLDER")
     console = Console()
