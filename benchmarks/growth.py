@@ -10,6 +10,7 @@ those of speed.py do; they want a quiet machine.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -194,6 +195,7 @@ def write_images(folder: Path, count: int) -> None:
     for number in range(count):
         pixels[0, :4] = numpy.frombuffer(number.to_bytes(12, "little"), dtype=numpy.uint8).reshape(4, 3)
         Image.fromarray(pixels).save(folder / f"picture_{number:06}.png", compress_level=0)
+    os.sync()  # or the disk would be busy with these while the cache is filled
 
 
 def in_a_line(found: dict[str, Any]) -> str:

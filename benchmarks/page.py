@@ -166,7 +166,7 @@ def _growth(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
         "### How a step grows",
         "",
-        "Times of the first row of each, for a step and for the bf16 products and attention of its layers alone.",
+        "Times the first row of each: a step, and the bf16 products, convolutions and attention of its layers alone.",
         "",
     ]
     lines += ["| model | batch | picture | step, ms | step | products | off |", "|---|---|---|---|---|---|---|"]

@@ -319,7 +319,7 @@ def test_files_of_alike_names_get_numbers():
     assert [job.file.name for job in jobs] == ["x_1_32x32.png", "x_1_32x32-2.png"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_a_signal_keeps_what_was_rendered_and_has_its_exit_code(tmp_path, number, code):
     shutil.copytree(model("sd1x"), tmp_path / "model")
     line = [sys.executable, "-m", "simpletuner", "generate", "a cat", "--model_family", "sd1x", "--pretrained_model_name_or_path", "model"]

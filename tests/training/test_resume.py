@@ -111,7 +111,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_saves_says_how_to_go_on_and_the_same_command_does(tmp_path, number, code):
     options = {"max_train_steps": 60, "checkpoint_step_interval": 5, "checkpoints_total_limit": 2}
     write_run(tmp_path / "whole", **options)
